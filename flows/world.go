@@ -1,0 +1,102 @@
+package flows
+
+import (
+	"net"
+	"net/netip"
+	"time"
+)
+
+// World is everything Compile looks at: what Kubernetes says about nodes and what OVSDB says about
+// the ports of this one. It is plain data; two equal Worlds compile to equal Sets, whatever the
+// order in which their parts became known.
+type World struct {
+	// Node is the node whose bridge is being compiled.
+	Node Node
+	// Tunnel says how packets travel to other nodes.
+	Tunnel Tunnel
+	// ClusterCIDRs are the ranges all podCIDRs are taken from, at most one of each family.
+	// Empty when the operator did not tell: then host routes grow with the nodes.
+	ClusterCIDRs []netip.Prefix
+	// MTU is the largest IP packet, in bytes, that a pod may send through the tunnel.
+	MTU int
+	// Peers are the other nodes by name, as Admit left them: no two overlap.
+	Peers map[string]Node
+	// Pods are the attachments of this node by owner. One owner has several entries while an old
+	// sandbox of the same pod still waits for its DEL.
+	Pods map[Owner][]Attachment
+}
+
+// Node is what the pod network needs to know of a Kubernetes Node.
+type Node struct {
+	Name string
+	// UID and Created identify one incarnation of the Node object; the elder of two Nodes that claim
+	// the same range or address keeps it.
+	UID     string
+	Created time.Time
+	// PodCIDRs are spec.podCIDRs, at most one of each family.
+	PodCIDRs []netip.Prefix
+	// Addresses are the InternalIPs of status.addresses, of both families, in the order of the object.
+	Addresses []netip.Addr
+}
+
+// TunnelType is the encapsulation between nodes.
+type TunnelType string
+
+const (
+	Geneve TunnelType = "geneve" // RFC 8926
+	VXLAN  TunnelType = "vxlan"  // RFC 7348
+)
+
+// Tunnel describes the one flow-based tunnel port of the bridge.
+type Tunnel struct {
+	Type TunnelType
+	// Port is the UDP destination port.
+	Port uint16
+	// VNI is the 24-bit virtual network identifier that all nodes of a cluster share.
+	VNI uint32
+	// Local is this node's end. Its family is the family of the underlay: peers are reached at their
+	// first address of that family.
+	Local netip.Addr
+}
+
+// Attachment is one interface of one pod on this node, exactly as its port row in OVSDB tells it.
+type Attachment struct {
+	// Port is the name of the OVS port and of the host end of the veth pair.
+	Port string
+	// OFPort is the OpenFlow port number: the one OVS assigned or, while it has not yet done so, the
+	// one that was requested. Never 0 or negative here: such rows are no part of a World.
+	OFPort uint32
+
+	Namespace, Pod, UID string
+	// Sandbox is the CNI container ID, IfName the interface inside the pod, NetNS the path of its
+	// network namespace as the runtime gave it.
+	Sandbox, IfName, NetNS string
+
+	MAC       net.HardwareAddr
+	Addresses []netip.Addr
+	// MTU is the MTU in bytes that the pod's interface was given when it was made.
+	MTU int
+}
+
+// Owner names the object on whose behalf a flow exists: kind/namespace/name[/part] for namespaced
+// kinds, kind/name[/part] for others, or the single word "pipeline" for the flows that every bridge has.
+type Owner string
+
+// Pipeline owns what does not depend on any object.
+const Pipeline Owner = "pipeline"
+
+// PodOwner is the owner of the flows of a pod's interface. The default interface, eth0, carries the
+// pod's plain name; every other one adds its own.
+func PodOwner(namespace, pod, ifName string) Owner {
+	o := Owner("pod/" + namespace + "/" + pod)
+	if ifName != "eth0" {
+		o += Owner("/" + ifName)
+	}
+	return o
+}
+
+// NodeOwner is the owner of the flows toward a peer.
+func NodeOwner(name string) Owner { return Owner("node/" + name) }
+
+// Owner is the owner of the flows of this attachment.
+func (a Attachment) Owner() Owner { return PodOwner(a.Namespace, a.Pod, a.IfName) }
