@@ -72,13 +72,14 @@ func (a *app) printStatus(cmd *cobra.Command, l *lab.Lab) error {
 func statusText(w io.Writer, s lab.Status) {
 	fmt.Fprintf(w, "lab %s: %s datapath, %s tunnel, %s, underlay MTU %d, in %s\n", s.Name, s.Datapath, s.Tunnel, s.IPFamily, s.UnderlayMTU, s.Dir)
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "NODE\tADDRESSES\tPOD CIDRS\tAGENT\tREADY\tOVS")
+	fmt.Fprintln(t, "NODE\tADDRESSES\tPOD CIDRS\tOVSDB\tVSWITCHD\tAGENT\tREADY")
 	for _, n := range s.Nodes {
 		ready := "yes"
 		if !n.Ready {
 			ready = "no: " + n.Reason
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, strings.Join(n.Addresses, ","), strings.Join(n.PodCIDRs, ","), pid(n.AgentPid), ready, pids(n.OVSPids))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, strings.Join(n.Addresses, ","), strings.Join(n.PodCIDRs, ","),
+			pid(n.OVSDBPid), pid(n.VSwitchdPid), pid(n.AgentPid), ready)
 	}
 	t.Flush()
 	if len(s.Pods) == 0 {
@@ -96,17 +97,6 @@ func pid(n int) string {
 		return "-"
 	}
 	return fmt.Sprintf("pid %d", n)
-}
-
-func pids(all []int) string {
-	var s []string
-	for _, n := range all {
-		s = append(s, fmt.Sprint(n))
-	}
-	if len(s) == 0 {
-		return "-"
-	}
-	return "pids " + strings.Join(s, ",")
 }
 
 func join(p lab.Pod) string {

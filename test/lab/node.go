@@ -63,7 +63,7 @@ func (n *Node) Interface() string {
 func (n *Node) OVS() *ovsd.OVS { return ovsd.At(n.ovsConfig()) }
 
 func (n *Node) ovsConfig() ovsd.Config {
-	return ovsd.Config{Dir: n.path("ovs"), NetNS: n.NetNS()}
+	return ovsd.Config{Dir: n.path("ovs"), NetNS: netnsPath(n.NetNS())}
 }
 
 // Env is what makes twill, ovs-vsctl, ovs-ofctl, ovs-appctl and CNI tools speak to this node

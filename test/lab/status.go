@@ -16,11 +16,11 @@ type NodeStatus struct {
 	NetNS     string   `json:"netns"`
 	Addresses []string `json:"addresses"`
 	PodCIDRs  []string `json:"podCIDRs"`
-	// OVSPids are the processes of ovsdb-server and ovs-vswitchd, as far as they run.
-	OVSPids []int `json:"ovsPids"`
-	// AgentPid is 0 when no agent runs.
-	AgentPid int  `json:"agentPid"`
-	Ready    bool `json:"ready"`
+	// Process IDs are 0 where nothing runs.
+	OVSDBPid    int  `json:"ovsdbServerPid"`
+	VSwitchdPid int  `json:"vswitchdPid"`
+	AgentPid    int  `json:"agentPid"`
+	Ready       bool `json:"ready"`
 	// Reason says why the agent is not ready.
 	Reason string `json:"reason,omitempty"`
 	Log    string `json:"log"`
@@ -30,7 +30,8 @@ type NodeStatus struct {
 func (l *Lab) Status(ctx context.Context) (Status, error) {
 	s := Status{Config: l.Config, Dir: l.dir, Nodes: []NodeStatus{}, Pods: []Pod{}}
 	for _, n := range l.Nodes() {
-		ns := NodeStatus{Name: n.Name, NetNS: n.NetNS(), OVSPids: n.OVS().Pids(), AgentPid: n.AgentPid(), Log: n.LogFile()}
+		ns := NodeStatus{Name: n.Name, NetNS: n.NetNS(), AgentPid: n.AgentPid(), Log: n.LogFile()}
+		ns.OVSDBPid, ns.VSwitchdPid = n.OVS().Pids()
 		for _, a := range n.Addresses() {
 			ns.Addresses = append(ns.Addresses, a.String())
 		}
