@@ -80,6 +80,8 @@ func newRoot() *cobra.Command {
 		Short:         "Build a Twill pod network of several nodes on this machine",
 		Long:          "twill-lab builds a Twill pod network of several nodes on this machine: each node is a network namespace\nwith its own Open vSwitch and a real agent. It needs root.",
 		Version:       version,
+		Args:          noCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
@@ -101,9 +103,17 @@ func exactly(n int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error { return usage(cobra.ExactArgs(n)(cmd, args)) }
 }
 
+// noCommand refuses what is left over where a command was expected.
+func noCommand(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usage(fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath()))
+	}
+	return nil
+}
+
 // group is a command that only has commands below it.
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: exactly(0), RunE: func(cmd *cobra.Command, _ []string) error {
+	c := &cobra.Command{Use: use, Short: short, Args: noCommand, RunE: func(cmd *cobra.Command, _ []string) error {
 		return usage(fmt.Errorf("%s needs a command", cmd.CommandPath()))
 	}}
 	c.AddCommand(commands...)

@@ -25,8 +25,8 @@ func (a *app) node() *cobra.Command {
 			return l.RemoveNode(cmd.Context(), args[0])
 		})}
 	run := &cobra.Command{Use: "exec NODE -- COMMAND", Short: "Run a command on a node; twill and the ovs- tools speak to that node",
-		Args: commandArgs(1), RunE: a.withLab(func(cmd *cobra.Command, l *lab.Lab, args []string) error {
-			return exited(l.RunOnNode(cmd.Context(), args[0], command(cmd, args[1:])))
+		Args: commandArgs(1), RunE: a.running(func(cmd *cobra.Command, l *lab.Lab, args []string) (int, error) {
+			return l.RunOnNode(cmd.Context(), args[0], command(cmd, args[1:]))
 		})}
 	return group("node", "Add, remove or enter nodes", add, rm, run)
 }

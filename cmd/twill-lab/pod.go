@@ -44,8 +44,8 @@ func podRef(namespace, pod string) string {
 func (a *app) exec() *cobra.Command {
 	var namespace string
 	c := &cobra.Command{Use: "exec POD -- COMMAND", Short: "Run a command in a pod", Args: commandArgs(1),
-		RunE: a.withLab(func(cmd *cobra.Command, l *lab.Lab, args []string) error {
-			return exited(l.RunInPod(cmd.Context(), podRef(namespace, args[0]), command(cmd, args[1:])))
+		RunE: a.running(func(cmd *cobra.Command, l *lab.Lab, args []string) (int, error) {
+			return l.RunInPod(cmd.Context(), podRef(namespace, args[0]), command(cmd, args[1:]))
 		})}
 	c.Flags().StringVarP(&namespace, "namespace", "n", "", "Kubernetes namespace of the pod (default: default, or the one in NAMESPACE/POD)")
 	return c
@@ -54,8 +54,8 @@ func (a *app) exec() *cobra.Command {
 func (a *app) outside() *cobra.Command {
 	return group("outside", "Enter the host beyond the nodes, which has no route to any pod",
 		&cobra.Command{Use: "exec -- COMMAND", Short: "Run a command on the host beyond the nodes", Args: commandArgs(0),
-			RunE: a.withLab(func(cmd *cobra.Command, l *lab.Lab, args []string) error {
-				return exited(l.RunOutside(cmd.Context(), command(cmd, args)))
+			RunE: a.running(func(cmd *cobra.Command, l *lab.Lab, args []string) (int, error) {
+				return l.RunOutside(cmd.Context(), command(cmd, args))
 			})})
 }
 
@@ -73,14 +73,21 @@ func command(cmd *cobra.Command, args []string) lab.Command {
 	return lab.Command{Args: args, Stdin: cmd.InOrStdin(), Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()}
 }
 
-// exited turns the outcome of a command into ours; 125 is what other tools use, too, for a command
+// running turns the outcome of a command into ours; 125 is what other tools use, too, for a command
 // that could not be run.
-func exited(code int, err error) error {
-	if err != nil {
-		return exitCode{code: 125, err: err}
+func (a *app) running(f func(*cobra.Command, *lab.Lab, []string) (int, error)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		l, err := lab.Open(a.name)
+		if err != nil {
+			return exitCode{code: 125, err: err}
+		}
+		code, err := f(cmd, l, args)
+		if err != nil {
+			return exitCode{code: 125, err: err}
+		}
+		if code != 0 {
+			return exitCode{code: code}
+		}
+		return nil
 	}
-	if code != 0 {
-		return exitCode{code: code}
-	}
-	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -82,6 +83,20 @@ func (l *Lab) AddPod(ctx context.Context, p Pod) (Pod, error) {
 			delErr, removeNamespaces(ctx, []string{ns}), l.forget(p))
 	}
 	return p, nil
+}
+
+// AddPods adds pods, all at once, and returns them in the order given. The first error is returned;
+// pods that were added stay.
+func (l *Lab) AddPods(ctx context.Context, pods []Pod) ([]Pod, error) {
+	added := slices.Clone(pods)
+	indices := make([]int, len(pods))
+	for i := range indices {
+		indices[i] = i
+	}
+	return added, each(ctx, indices, func(ctx context.Context, i int) (err error) {
+		added[i], err = l.AddPod(ctx, pods[i])
+		return err
+	})
 }
 
 // claim writes the pod's record, unless there is one.
