@@ -27,8 +27,8 @@
 // # Gotchas
 //
 // With the userspace datapath a node's address sits on the internal port of a second bridge,
-// br-phy, because OVS sends tunnel packets only through bridges it knows. That port vanishes with
-// ovs-vswitchd; [Lab.StartOVS] restores its address as a host's network configuration would.
+// br-phy, because OVS sends tunnel packets only through bridges it knows.
+//
 // Labs never see each other, so they all use the same addresses.
 package lab
 

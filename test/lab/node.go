@@ -277,8 +277,5 @@ func (l *Lab) StartOVS(ctx context.Context, node string, restoreWait bool) error
 	if err != nil {
 		return err
 	}
-	if err := n.OVS().StartDaemon(ctx, restoreWait); err != nil {
-		return err
-	}
-	return n.configureUnderlay(ctx)
+	return n.OVS().StartDaemon(ctx, restoreWait)
 }
