@@ -95,20 +95,13 @@ func receive(c net.Conn) ([]byte, error) {
 
 // reason shortens a dial error to its cause: the path is told already.
 func reason(err error) error {
-	for _, known := range []error{fs.ErrNotExist, syscall.ECONNREFUSED, fs.ErrPermission} {
-		if errors.Is(err, known) {
-			return map[error]error{
-				fs.ErrNotExist:       errNoSocket,
-				syscall.ECONNREFUSED: errNobody,
-				fs.ErrPermission:     errNotRoot,
-			}[known]
-		}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("there is no such socket (%w)", syscall.ENOENT)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("nobody listens there (%w)", syscall.ECONNREFUSED)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("only root may (%w)", syscall.EACCES)
 	}
 	return err
 }
-
-var (
-	errNoSocket = errors.New("there is no such socket")
-	errNobody   = errors.New("nobody listens there")
-	errNotRoot  = errors.New("permission denied, and only root may")
-)

@@ -90,8 +90,6 @@ func publish(temporary, path string) (os.FileInfo, error) {
 	return made, os.Rename(temporary, path)
 }
 
-func (l *listener) accept() (*net.UnixConn, error) { return l.AcceptUnix() }
-
 // Close stops listening and takes the socket away, unless another agent has put its own there. It may
 // be called more than once.
 func (l *listener) Close() error { return l.close() }

@@ -33,6 +33,8 @@ type Handler interface {
 	// Check compares what is there with what was reported, see Result.Differs.
 	Check(ctx context.Context, req *Request, netns *os.File) error
 	// GC detaches what req.ValidAttachments does not list, as much as it can, and reports all errors.
+	// The list is of the network req.Config.Name alone: under Multus a node has several, and what
+	// belongs to another one must stay.
 	GC(ctx context.Context, req *Request) error
 	// Status says whether Add would work: nil, or an error of ErrNotAvailable or ErrLimited.
 	Status(ctx context.Context, req *Request) error
@@ -69,7 +71,7 @@ func Serve(ctx context.Context, c ServerConfig) error {
 	defer cancel()
 	var done sync.WaitGroup
 	for {
-		conn, err := l.accept()
+		conn, err := l.AcceptUnix()
 		if err != nil {
 			l.Close()
 			late := time.AfterFunc(c.Grace, cancel)
