@@ -4,7 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
+	"sync/atomic"
 
+	"github.com/go-logr/logr/funcr"
 	"github.com/sirupsen/logrus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/klog/v2"
 )
 
 // APIConfig says how the Kubernetes API is reached.
@@ -41,6 +45,7 @@ type API struct {
 	informers []cache.SharedIndexInformer
 	// delivered says of each informer that its first full list has reached the store.
 	delivered []cache.InformerSynced
+	synced    atomic.Bool
 	events    record.EventBroadcaster
 	recorder  record.EventRecorder
 }
@@ -77,7 +82,7 @@ func NewAPI(config APIConfig) (*API, error) {
 		}
 	}
 	// The library joins Events that repeat and limits each object to 25 at once and one in 5 minutes.
-	a.events = record.NewBroadcaster()
+	a.events = record.NewBroadcaster(record.WithContext(logInto(context.Background(), config.Log)))
 	a.recorder = a.events.NewRecorder(c.scheme, corev1.EventSource{Component: "twill", Host: config.NodeName})
 	return a, nil
 }
@@ -128,18 +133,18 @@ func (a *API) follow(k kind) error {
 
 // Run implements Source.
 func (a *API) Run(ctx context.Context) error {
+	ctx = logInto(ctx, a.log)
 	defer a.events.Shutdown()
 	a.events.StartRecordingToSink(&eventSink{ctx, a.client.core})
-	done := make(chan struct{}, len(a.informers))
+	var running sync.WaitGroup
 	for _, informer := range a.informers {
-		go func() {
-			informer.RunWithContext(ctx)
-			done <- struct{}{}
-		}()
+		running.Go(func() { informer.RunWithContext(ctx) })
 	}
-	for range a.informers {
-		<-done
+	if cache.WaitForCacheSync(ctx.Done(), a.delivered...) {
+		a.synced.Store(true)
+		a.onChange(Key{})
 	}
+	running.Wait()
 	for _, link := range a.contacts {
 		link.ended()
 	}
@@ -147,14 +152,7 @@ func (a *API) Run(ctx context.Context) error {
 }
 
 // Synced implements Source.
-func (a *API) Synced() bool {
-	for _, delivered := range a.delivered {
-		if !delivered() {
-			return false
-		}
-	}
-	return true
-}
+func (a *API) Synced() bool { return a.synced.Load() }
 
 // Alive implements Source.
 func (a *API) Alive() error {
@@ -183,6 +181,13 @@ func (a *API) Version(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("version of the API server %s: %w", a.client.config.Host, err)
 	}
 	return info.GitVersion, nil
+}
+
+// logInto makes client-go write into our log what it would write to stderr.
+func logInto(ctx context.Context, log logrus.FieldLogger) context.Context {
+	return klog.NewContext(ctx, funcr.New(func(_, args string) {
+		log.WithField("from", "client-go").Info(args)
+	}, funcr.Options{}))
 }
 
 // client speaks to the API server. It is client-go's REST client without the typed clients of all API

@@ -2,6 +2,7 @@ package source
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -27,10 +28,12 @@ type contact struct {
 	// since is when the first failure after last was seen; err is the latest. nil: the watch works.
 	since time.Time
 	err   error
+	// told says that the log knows of err.
+	told bool
 }
 
 func newContact(kind string, log logrus.FieldLogger) *contact {
-	return &contact{kind: kind, log: log, since: time.Now(), err: fmt.Errorf("it has not started yet")}
+	return &contact{kind: kind, log: log, since: time.Now(), err: errors.New("it has not started yet")}
 }
 
 // attend returns lw with this contact listening.
@@ -63,7 +66,7 @@ func (c *contact) works() {
 	if c.err != nil {
 		c.log.WithField("kind", c.kind).Info("Watching the Kubernetes API")
 	}
-	c.last, c.err = time.Now(), nil
+	c.last, c.err, c.told = time.Now(), nil, false
 }
 
 // broken notes that a request failed or that a watch broke off. A version that has expired is none
@@ -76,13 +79,20 @@ func (c *contact) broken(err error) {
 	defer c.mu.Unlock()
 	if c.err == nil {
 		c.since = time.Now()
-		c.log.WithField("kind", c.kind).WithError(err).Warn("Lost the Kubernetes API; what is known stays in force")
 	}
 	c.err = err
+	if !c.told {
+		c.told = true
+		c.log.WithField("kind", c.kind).WithError(err).Warn("No contact with the Kubernetes API; what is known stays in force")
+	}
 }
 
 // ended notes that nobody watches any more.
-func (c *contact) ended() { c.broken(fmt.Errorf("it was stopped")) }
+func (c *contact) ended() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.since, c.err = time.Now(), errors.New("it was stopped")
+}
 
 func (c *contact) alive() error {
 	c.mu.Lock()

@@ -257,8 +257,8 @@ func (m *Manifests) publish() {
 		}
 	}
 	m.replace(entries)
-	if complete {
-		m.synced.Store(true)
+	if complete && m.synced.CompareAndSwap(false, true) {
+		m.onChange(Key{})
 	}
 }
 

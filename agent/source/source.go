@@ -49,9 +49,12 @@ type Key struct {
 // fileKind is the Kind of a file of the manifest directory.
 const fileKind = "File"
 
-// String is kind/namespace/name or kind/name.
+// String is kind/namespace/name or kind/name, and "synced" for the zero Key, as OnChange has it.
 func (k Key) String() string {
-	if k.Namespace == "" {
+	switch {
+	case k == Key{}:
+		return "synced"
+	case k.Namespace == "":
 		return k.Kind + "/" + k.Name
 	}
 	return k.Kind + "/" + k.Namespace + "/" + k.Name
@@ -90,7 +93,8 @@ func (p Problem) String() string {
 	return p.Where + ": " + p.Key.String() + ": " + p.Reason
 }
 
-// OnChange is told which object appeared, changed or went, or which has other Problems than before.
+// OnChange is told which object appeared, changed or went, or which has other Problems than before;
+// and, by the zero Key, that the source has become Synced.
 // It is called from the goroutine that follows the source, with no lock held, and must not block.
 type OnChange func(Key)
 
@@ -99,7 +103,8 @@ type Source interface {
 	// Run follows the source until ctx ends, then returns nil. An error means that it cannot be followed
 	// at all (such as a directory that is missing at start). It may be called once.
 	Run(ctx context.Context) error
-	// Synced says that a full list of every kind has been read once. It never becomes false again.
+	// Synced says that a full list of every kind has been read once. It never becomes false again. Until
+	// it is true, what is missing from Nodes means nothing.
 	Synced() bool
 	// Nodes are all Nodes sorted by name, with what of them is usable. Do not modify their slices.
 	Nodes() []flows.Node
