@@ -26,6 +26,7 @@ type Status struct {
 	Address   netip.Addr `json:"tunnelAddress"`
 	Interface string     `json:"tunnelInterface"`
 	Why       string     `json:"tunnelAddressWhy"`
+	VNI       uint32     `json:"vni"`
 	Encrypted bool       `json:"encrypted"`
 	MTU       int        `json:"mtu"`
 	LinkMTU   int        `json:"underlayMTU"`
@@ -59,7 +60,7 @@ func (a *Agent) status() Status {
 		Version: a.version, Node: a.cfg.NodeName, Problems: a.notReady(),
 		OVS: a.db.Info().OVSVersion, Datapath: a.plumbing.datapath(), Bridge: a.cfg.Bridge,
 		Tunnel:  fmt.Sprintf("%s, UDP port %d, VNI %d", a.set.tunnelType, a.set.tunnelPort, a.cfg.VNI),
-		Address: under.Address, Interface: under.Link, Why: under.Why, MTU: mtu, LinkMTU: under.LinkMTU,
+		VNI: a.cfg.VNI, Address: under.Address, Interface: under.Link, Why: under.Why, MTU: mtu, LinkMTU: under.LinkMTU,
 		PodCIDRs: nodes.self.PodCIDRs, Addresses: a.pods.Usage(), Peers: a.peers.list(), Pods: []PodStatus{},
 	}
 	s.Ready = len(s.Problems) == 0
