@@ -69,7 +69,7 @@ func (a *Agent) build(ctx context.Context) error {
 	if a.db, err = a.dial(ctx); err != nil {
 		return err
 	}
-	sw := ovs.NewSwitch(a.cfg.Bridge, a.cfg.OVSRunDir, ovs.Exec{})
+	sw := ovs.NewSwitch(a.cfg.Bridge, a.cfg.OVSRunDir, ovs.System())
 	prober, err := host.NewProber(a.log)
 	if err != nil {
 		return err
@@ -205,7 +205,7 @@ func (a *Agent) watchDB(ctx context.Context) {
 // when the subscription breaks.
 func (a *Agent) watchHost(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := host.Watch(ctx, a.cfg.Gateway, a.plumbing.kick)
+		err := host.Watch(ctx, a.plumbing.kick)
 		if ctx.Err() != nil {
 			return
 		}

@@ -269,17 +269,3 @@ func prefixes(field string, values []string) ([]netip.Prefix, error) {
 	}
 	return out, nil
 }
-
-// NewLogger returns the logger that the configuration asks for; unknown words were refused by Run before.
-func (c *Config) NewLogger() *logrus.Logger {
-	log := logrus.New()
-	if level, err := logrus.ParseLevel(c.LogLevel); err == nil {
-		log.SetLevel(level)
-	}
-	if c.LogFormat == "json" {
-		log.SetFormatter(&logrus.JSONFormatter{})
-	} else {
-		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true})
-	}
-	return log
-}

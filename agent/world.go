@@ -10,9 +10,9 @@ import (
 	"github.com/twill-net/twill/flows"
 )
 
-// objectChanged is told by the source that an object changed.
-func (a *Agent) objectChanged(kind, namespace, name string) {
-	cause := source.Key{Kind: kind, Namespace: namespace, Name: name}.String()
+// objectChanged is told by the source that an object changed, or that it has synced.
+func (a *Agent) objectChanged(key source.Key) {
+	cause := key.String()
 	a.plumbing.kick(cause)
 	a.loop.kick(cause)
 }
