@@ -74,11 +74,11 @@ func (a *Agent) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.peers = newPeers(peers{probe: prober.Probe, interval: a.cfg.ProbeInterval, log: a.log})
-	a.plumbing = newPlumbing(plumbing{
+	a.peers = newPeers(&peers{probe: prober.Probe, interval: a.cfg.ProbeInterval, log: a.log})
+	a.plumbing = newPlumbing(&plumbing{
 		cfg: &a.cfg, set: a.set, db: a.db, nodes: a.readNodes, log: a.log, meter: a.meter, done: func(cause string) { a.loop.kick(cause) },
 	})
-	a.loop = newLoop(loop{world: a.world, bridge: sw, log: a.log, seen: a.applied, meter: a.meter})
+	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: a.applied, meter: a.meter})
 	a.daemon = &daemonWatch{
 		bridge: a.cfg.Bridge, runDir: a.cfg.OVSRunDir, log: a.log,
 		armed: func() bool { return a.loop.ready() == nil },
@@ -135,8 +135,7 @@ func (a *Agent) dial(ctx context.Context) (*ovs.DB, error) {
 		db, err := ovs.Dial(attempt, ovs.Config{Endpoint: a.cfg.OVSDB, Log: a.log})
 		cancel()
 		if err == nil {
-			i := db.Info()
-			a.log.WithFields(logrus.Fields{"ovs": i.OVSVersion, "schema": i.DBVersion, "endpoint": a.cfg.OVSDB}).Info("connected to Open vSwitch")
+			a.log.WithField("endpoint", a.cfg.OVSDB).Info("connected to OVSDB")
 			return db, nil
 		}
 		if ctx.Err() != nil {

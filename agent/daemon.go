@@ -26,6 +26,7 @@ type daemonWatch struct {
 	mu     sync.Mutex
 	daemon *ovs.Daemon
 	why    error
+	is     string
 }
 
 // sentinelInterval bounds the time in which an emptied flow table goes unnoticed.
@@ -45,6 +46,7 @@ func (w *daemonWatch) run(ctx context.Context) {
 			}
 			continue
 		}
+		w.learnVersion(ctx, d)
 		w.back("ovs-vswitchd is there")
 		w.attend(ctx, d)
 		d.Close()
@@ -53,6 +55,26 @@ func (w *daemonWatch) run(ctx context.Context) {
 			w.log.Warn("ovs-vswitchd went away; flows are restored as soon as it is back")
 		}
 	}
+}
+
+// learnVersion asks the daemon itself: the version in OVSDB is written by start-up scripts, if at all.
+func (w *daemonWatch) learnVersion(ctx context.Context, d *ovs.Daemon) {
+	text, err := d.Call(ctx, "version")
+	if err != nil {
+		return // the connection is going; attend will notice
+	}
+	text = strings.TrimSpace(text)
+	w.mu.Lock()
+	w.is = text
+	w.mu.Unlock()
+	w.log.WithField("version", text).Info("ovs-vswitchd is there")
+}
+
+// version is what the daemon said of itself last.
+func (w *daemonWatch) version() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.is
 }
 
 // attend looks at the sentinel until the daemon goes away.

@@ -59,10 +59,10 @@ type Applied struct {
 	At      time.Time `json:"at"`
 }
 
-func newLoop(l loop) *loop {
+func newLoop(l *loop) *loop {
 	l.kicks = make(chan struct{}, 1)
 	l.desired = flows.NewDesired()
-	return &l
+	return l
 }
 
 // kick asks for a pass. It never blocks.

@@ -51,10 +51,10 @@ const (
 	probeTimeout  = time.Second
 )
 
-func newPeers(p peers) *peers {
+func newPeers(p *peers) *peers {
 	p.news = make(chan struct{}, 1)
 	p.status = map[string]*PeerStatus{}
-	return &p
+	return p
 }
 
 // follow takes over the peers of a World that has been applied, and logs who came, changed or went.

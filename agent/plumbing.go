@@ -52,9 +52,9 @@ type plumbing struct {
 // hostInterval is how often the host side is looked at without any kick.
 const hostInterval = 10 * time.Second
 
-func newPlumbing(p plumbing) *plumbing {
+func newPlumbing(p *plumbing) *plumbing {
 	p.kicks = make(chan string, 1)
-	return &p
+	return p
 }
 
 // kick asks for a pass. It never blocks.

@@ -58,7 +58,7 @@ func (a *Agent) status() Status {
 	nodes := a.nodesNow()
 	s := Status{
 		Version: a.version, Node: a.cfg.NodeName, Problems: a.notReady(),
-		OVS: a.db.Info().OVSVersion, Datapath: a.plumbing.datapath(), Bridge: a.cfg.Bridge,
+		OVS: a.daemon.version(), Datapath: a.plumbing.datapath(), Bridge: a.cfg.Bridge,
 		Tunnel: fmt.Sprintf("%s, UDP port %d, VNI %d", a.set.tunnelType, a.set.tunnelPort, a.cfg.VNI),
 		VNI:    a.cfg.VNI, Address: under.Address, Interface: under.Link, Why: under.Why, MTU: mtu, LinkMTU: under.LinkMTU,
 		PodCIDRs: nodes.self.PodCIDRs, Addresses: a.pods.Usage(), Peers: a.peers.list(), Pods: []PodStatus{},

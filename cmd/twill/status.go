@@ -45,7 +45,7 @@ func statusText(out io.Writer, s agent.Status) {
 		state = "NOT READY"
 	}
 	line("node", "%s, %s", s.Node, state)
-	line("versions", "Twill %s, Open vSwitch %s, datapath %s, bridge %s", s.Version, s.OVS, s.Datapath, s.Bridge)
+	line("versions", "Twill %s, %s, datapath %s, bridge %s", s.Version, s.OVS, s.Datapath, s.Bridge)
 	line("tunnel", "%s, not encrypted", s.Tunnel)
 	line("tunnel address", "%s", s.Why)
 	line("MTU", "%d bytes for pods, %d on %s", s.MTU, s.LinkMTU, s.Interface)
