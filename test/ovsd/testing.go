@@ -4,9 +4,14 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 )
+
+// complaint is a line of a log at level WARN or above.
+var complaint = regexp.MustCompile(`(?m)^.*\|(WARN|ERR|EMER)\|.*$`)
 
 // ForTest starts a private Open vSwitch that ends with the test. c.Dir is chosen here when empty: a
 // short one, since t.TempDir is often too long for a unix socket. Where the binaries are missing the
@@ -30,7 +35,7 @@ func ForTest(t testing.TB, c Config) *OVS {
 		defer cancel()
 		if t.Failed() {
 			if b, err := os.ReadFile(At(c).path(vswitchd + ".log")); err == nil {
-				t.Logf("the end of ovs-vswitchd.log:\n%s", b[max(0, len(b)-4000):])
+				t.Logf("what ovs-vswitchd complained of:\n%s", strings.Join(complaint.FindAllString(string(b), -1), "\n"))
 			}
 		}
 		if err := At(c).Stop(ctx); err != nil {

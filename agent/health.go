@@ -1,0 +1,56 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// health gathers what has to be right for the agent to be ready. Each check is cheap and answers for
+// now; a watcher that died fails its check, so that readiness never rests on the past.
+type health struct {
+	mu     sync.Mutex
+	order  []string
+	checks map[string]func() error
+}
+
+func newHealth() *health { return &health{checks: map[string]func() error{}} }
+
+// watch adds a check, or replaces the one of the same name.
+func (h *health) watch(name string, check func() error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.checks[name]; !ok {
+		h.order = append(h.order, name)
+	}
+	h.checks[name] = check
+}
+
+// problems lists what is wrong, one line for each failing check, in the order in which they were added.
+func (h *health) problems() []string {
+	h.mu.Lock()
+	names, checks := append([]string(nil), h.order...), make(map[string]func() error, len(h.checks))
+	for n, c := range h.checks {
+		checks[n] = c
+	}
+	h.mu.Unlock()
+	var out []string
+	for _, n := range names {
+		if err := checks[n](); err != nil {
+			out = append(out, fmt.Sprintf("%s: %v", n, err))
+		}
+	}
+	return out
+}
+
+// notReady lists why the agent is not ready; empty when it is.
+func (a *Agent) notReady() []string { return a.health.problems() }
+
+// ready is nil, or an error with every reason.
+func (a *Agent) ready() error {
+	var errs []error
+	for _, p := range a.notReady() {
+		errs = append(errs, errors.New(p))
+	}
+	return errors.Join(errs...)
+}

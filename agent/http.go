@@ -1,0 +1,108 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// shutdownGrace is how long requests in flight may take once the agent stops.
+const shutdownGrace = 2 * time.Second
+
+// serveHTTP answers /metrics, /livez and /readyz.
+func (a *Agent) serveHTTP(ctx context.Context) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.cfg.HTTPAddress)
+	if err != nil {
+		return fmt.Errorf("--http-address %s: %w; choose another one", a.cfg.HTTPAddress, err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.meter.registry, promhttp.HandlerOpts{}))
+	a.healthEndpoints(mux)
+	return serve(ctx, l, mux)
+}
+
+// serveAdmin answers the operator's tools on a socket that only root can open.
+func (a *Agent) serveAdmin(ctx context.Context) error {
+	if err := os.MkdirAll(filepath.Dir(a.cfg.AdminSocket), 0o700); err != nil {
+		return fmt.Errorf("--admin-socket %s: %w", a.cfg.AdminSocket, err)
+	}
+	if c, err := net.Dial("unix", a.cfg.AdminSocket); err == nil {
+		c.Close()
+		return fmt.Errorf("--admin-socket %s: another agent listens there; stop it, or choose another path", a.cfg.AdminSocket)
+	}
+	if err := os.Remove(a.cfg.AdminSocket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("--admin-socket %s: %w", a.cfg.AdminSocket, err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", a.cfg.AdminSocket)
+	if err != nil {
+		return fmt.Errorf("--admin-socket %s: %w", a.cfg.AdminSocket, err)
+	}
+	if err := os.Chmod(a.cfg.AdminSocket, 0o600); err != nil {
+		return fmt.Errorf("--admin-socket %s: %w", a.cfg.AdminSocket, err)
+	}
+	mux := http.NewServeMux()
+	a.healthEndpoints(mux)
+	mux.HandleFunc("GET /v1/status", answer(func(r *http.Request) (any, error) { return a.status(), nil }))
+	mux.HandleFunc("GET /v1/flows", answer(func(r *http.Request) (any, error) { return a.liveFlows(r.Context(), r.URL.Query().Get("owner")) }))
+	mux.HandleFunc("GET /v1/trace", answer(a.trace))
+	return serve(ctx, l, mux)
+}
+
+func (a *Agent) healthEndpoints(mux *http.ServeMux) {
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		problems := a.notReady()
+		if len(problems) > 0 {
+			http.Error(w, strings.Join(problems, "\n"), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+}
+
+func serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+		defer cancel()
+		if s.Shutdown(grace) != nil {
+			s.Close()
+		}
+	})
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("%s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// badRequest is an error of the asker.
+type badRequest struct{ error }
+
+// answer turns a function into a handler that answers JSON, or an error as one line of text.
+func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := f(r)
+		if err != nil {
+			code := http.StatusInternalServerError
+			if errors.As(err, &badRequest{}) {
+				code = http.StatusBadRequest
+			}
+			http.Error(w, err.Error(), code)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		_ = enc.Encode(v) // the asker went away
+	}
+}

@@ -1,0 +1,273 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/twill-net/twill/flows"
+	"github.com/twill-net/twill/ovs"
+)
+
+// bridge is the OpenFlow side of the bridge, as the loop uses it.
+type bridge interface {
+	Flows(ctx context.Context) ([]ovs.Installed, error)
+	Apply(ctx context.Context, bundle string) error
+}
+
+// loop keeps the flows of the bridge equal to what the World compiles to. It is one goroutine; whatever
+// happens anywhere is only a kick that says why. Each pass looks at the World as it is now, compiles
+// what differs from the World of the pass before, and applies the difference in one bundle. Kicks that
+// arrive during a pass share the next one.
+type loop struct {
+	world  func() (*flows.World, error) // the error says what is not yet known; then nothing is applied
+	bridge bridge
+	log    logrus.FieldLogger
+	seen   func(before, now *flows.World) // told about each World that was applied
+	meter  *metrics
+
+	kicks chan struct{}
+	mu    sync.Mutex
+	next  wish // what the next pass is to do
+
+	state   sync.Mutex
+	desired *flows.Desired
+	last    *flows.World
+	applied Applied
+	failure error
+}
+
+// wish collects the kicks for one pass.
+type wish struct {
+	causes  []string
+	readAll bool
+	waiting []chan error
+}
+
+// Applied describes a pass that changed the bridge.
+type Applied struct {
+	Added   int       `json:"added"`
+	Deleted int       `json:"deleted"`
+	TookMS  float64   `json:"tookMilliseconds"`
+	Cause   string    `json:"cause"`
+	At      time.Time `json:"at"`
+}
+
+func newLoop(l *loop) *loop {
+	l.kicks = make(chan struct{}, 1)
+	l.desired = flows.NewDesired()
+	return l
+}
+
+// kick asks for a pass. It never blocks.
+func (l *loop) kick(cause string) { l.ask(cause, false, nil) }
+
+// readBack asks for a pass that compares the whole live table with what is wanted.
+func (l *loop) readBack(cause string) { l.ask(cause, true, nil) }
+
+func (l *loop) ask(cause string, readAll bool, done chan error) {
+	l.mu.Lock()
+	if len(l.next.causes) < 8 && !slices.Contains(l.next.causes, cause) {
+		l.next.causes = append(l.next.causes, cause)
+	}
+	l.next.readAll = l.next.readAll || readAll
+	if done != nil {
+		l.next.waiting = append(l.next.waiting, done)
+	}
+	l.mu.Unlock()
+	select {
+	case l.kicks <- struct{}{}:
+	default:
+	}
+}
+
+// Apply implements attach.Flows: it returns once a pass that began after the call has brought the
+// bridge in step, with OVS's reason if it could not.
+func (l *loop) Apply(ctx context.Context, owners ...flows.Owner) error {
+	causes := make([]string, len(owners))
+	for i, o := range owners {
+		causes[i] = string(o)
+	}
+	done := make(chan error, 1)
+	l.ask(strings.Join(causes, " "), false, done)
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the flows of %s: %w", strings.Join(causes, " "), ctx.Err())
+	}
+}
+
+// retryAfter is the pause before a failed pass is tried again by itself.
+const retryAfter = 200 * time.Millisecond
+
+// run makes passes until ctx ends. The first pass reads the whole table back.
+func (l *loop) run(ctx context.Context) {
+	retry := time.NewTimer(time.Hour)
+	retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.kicks:
+		case <-retry.C:
+			l.readBack("retry")
+		}
+		l.mu.Lock()
+		w := l.next
+		l.next = wish{}
+		l.mu.Unlock()
+		if len(w.causes) == 0 {
+			continue
+		}
+		err := l.pass(ctx, w)
+		if err != nil {
+			retry.Reset(retryAfter)
+		}
+		for _, done := range w.waiting {
+			done <- err
+		}
+	}
+}
+
+// pass brings the bridge in step once.
+func (l *loop) pass(ctx context.Context, w wish) error {
+	began := time.Now()
+	now, err := l.world()
+	if err != nil {
+		return l.finish(err)
+	}
+	l.state.Lock()
+	before, failed := l.last, l.failure != nil
+	l.state.Unlock()
+
+	delta, conflicts := l.compile(before, now)
+	if w.readAll || failed || before == nil {
+		live, err := l.live(ctx)
+		if err != nil {
+			return l.finish(err)
+		}
+		l.state.Lock()
+		full := l.desired.Diff(live)
+		l.state.Unlock()
+		if repaired := driftOf(full, delta); repaired > 0 && before != nil && !failed {
+			l.meter.drift("flow", repaired)
+			l.log.WithField("flows", repaired).Warn("the bridge did not hold what it should; repairing")
+		}
+		delta = full
+	}
+	if !delta.Empty() {
+		err := l.bridge.Apply(ctx, delta.Bundle())
+		l.meter.bundle(time.Since(began), err)
+		if err != nil {
+			return l.finish(fmt.Errorf("applying %d flows: %w", len(delta.Add)+len(delta.Delete), err))
+		}
+	}
+	l.report(delta, time.Since(began), strings.Join(w.causes, " "), before == nil)
+	if conflicts != nil {
+		l.log.WithError(conflicts).Error("two objects ask for the same flow")
+	}
+	l.seen(before, now)
+	l.state.Lock()
+	l.last = now
+	l.state.Unlock()
+	return l.finish(nil)
+}
+
+// compile replaces what differs between two Worlds. A pass that failed after compiling loses nothing:
+// the next one reads the table back.
+func (l *loop) compile(before, now *flows.World) (flows.Delta, error) {
+	wanted := map[flows.Owner][]flows.Flow{}
+	var problems []error
+	for _, o := range flows.Changed(before, now) {
+		fs, err := flows.Compile(now, o)
+		if err != nil {
+			problems = append(problems, err)
+		}
+		wanted[o] = fs
+	}
+	l.state.Lock()
+	defer l.state.Unlock()
+	delta, err := l.desired.Replace(wanted)
+	return delta, errors.Join(append(problems, err)...)
+}
+
+func (l *loop) live(ctx context.Context) ([]flows.Live, error) {
+	installed, err := l.bridge.Flows(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the flows of the bridge: %w", err)
+	}
+	live := make([]flows.Live, len(installed))
+	for i, f := range installed {
+		live[i] = flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie}
+	}
+	return live, nil
+}
+
+// driftOf counts what a full comparison wants beyond what the change itself wants: somebody else's work.
+func driftOf(full, expected flows.Delta) int {
+	n := 0
+	for _, f := range full.Add {
+		if !slices.ContainsFunc(expected.Add, func(g flows.Flow) bool { return g.Cookie == f.Cookie }) {
+			n++
+		}
+	}
+	for _, c := range full.Delete {
+		if !slices.Contains(expected.Delete, c) {
+			n++
+		}
+	}
+	return n
+}
+
+func (l *loop) report(d flows.Delta, took time.Duration, cause string, first bool) {
+	a := Applied{Added: len(d.Add), Deleted: len(d.Delete), TookMS: float64(took.Microseconds()) / 1000, Cause: cause, At: time.Now()}
+	entry := l.log.WithFields(logrus.Fields{
+		"added": a.Added, "deleted": a.Deleted, "took": took.Round(time.Millisecond), "cause": cause,
+	})
+	if !first && d.Empty() {
+		entry.Debug("flows checked")
+		return
+	}
+	entry.Info("flows applied")
+	l.state.Lock()
+	l.applied = a
+	l.state.Unlock()
+}
+
+func (l *loop) finish(err error) error {
+	l.state.Lock()
+	changed := (err == nil) != (l.failure == nil) || err != nil && l.failure != nil && err.Error() != l.failure.Error()
+	l.failure = err
+	l.state.Unlock()
+	if changed && err != nil {
+		l.log.WithError(err).Warn("the flows are not in step; trying again")
+	}
+	return err
+}
+
+// ready says why the bridge is not in step, or nil.
+func (l *loop) ready() error {
+	l.state.Lock()
+	defer l.state.Unlock()
+	if l.failure != nil {
+		return l.failure
+	}
+	if l.last == nil {
+		return errors.New("no flows have been applied yet")
+	}
+	return nil
+}
+
+// view lends the compiled state to a reader. It must neither keep nor change it.
+func (l *loop) view(read func(d *flows.Desired, w *flows.World, a Applied)) {
+	l.state.Lock()
+	defer l.state.Unlock()
+	read(l.desired, l.last, l.applied)
+}

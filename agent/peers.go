@@ -1,0 +1,194 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/twill-net/twill/flows"
+)
+
+// PeerStatus is what is known of the way to one peer.
+type PeerStatus struct {
+	Node string `json:"node"`
+	// Tunnel is the address of its end of the tunnel; Probed is the gateway address that answers for it
+	// through the tunnel.
+	Tunnel netip.Addr `json:"tunnel"`
+	Probed netip.Addr `json:"probed"`
+	// Reachable is the outcome of the last probe, nil before the first one.
+	Reachable *bool     `json:"reachable"`
+	RTTMS     float64   `json:"rttMilliseconds"`
+	Last      time.Time `json:"lastProbed"`
+	Problem   string    `json:"problem,omitempty"`
+
+	gateways map[bool]netip.Addr // by "is IPv4"
+}
+
+// peers probes every peer through the tunnel, from gateway to gateway. That proves the way there and
+// back with real packets, and keeps the underlay's neighbour entries warm: userspace OVS drops the first
+// packet to a peer whose MAC address it has to ask for.
+type peers struct {
+	probe    func(ctx context.Context, from, to netip.Addr) (time.Duration, error)
+	interval time.Duration
+	log      logrus.FieldLogger
+
+	news chan struct{}
+
+	mu     sync.Mutex
+	self   flows.Node
+	local  netip.Addr
+	status map[string]*PeerStatus
+}
+
+// probeParallel bounds how many peers are waited for at once, probeTimeout how long for each.
+const (
+	probeParallel = 32
+	probeTimeout  = time.Second
+)
+
+func newPeers(p *peers) *peers {
+	p.news = make(chan struct{}, 1)
+	p.status = map[string]*PeerStatus{}
+	return p
+}
+
+// follow takes over the peers of a World that has been applied, and logs who came, changed or went.
+func (p *peers) follow(before, now *flows.World) {
+	known := map[string]flows.Node{}
+	if before != nil {
+		known = before.Peers
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.self, p.local = now.Node, now.Tunnel.Local
+	fresh := false
+	for _, name := range slices.Sorted(maps.Keys(now.Peers)) {
+		n := now.Peers[name]
+		old, had := known[name]
+		entry := p.log.WithFields(logrus.Fields{"peer": name, "podCIDRs": n.PodCIDRs, "addresses": n.Addresses})
+		switch {
+		case !had:
+			entry.Info("peer added")
+		case !old.Equal(n):
+			entry.Info("peer changed")
+		default:
+			continue
+		}
+		tunnel, _ := n.TunnelAddress(p.local)
+		s := &PeerStatus{Node: name, Tunnel: tunnel, gateways: map[bool]netip.Addr{}}
+		for _, c := range n.PodCIDRs {
+			s.gateways[c.Addr().Is4()] = flows.Gateway(c)
+		}
+		p.status[name] = s
+		fresh = true
+	}
+	for name := range known {
+		if _, ok := now.Peers[name]; !ok {
+			p.log.WithField("peer", name).Info("peer gone")
+			delete(p.status, name)
+		}
+	}
+	if fresh {
+		select {
+		case p.news <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// run probes new peers at once and all peers each interval.
+func (p *peers) run(ctx context.Context) {
+	tick := time.NewTicker(p.interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.news:
+			p.round(ctx, func(s PeerStatus) bool { return s.Reachable == nil })
+		case <-tick.C:
+			p.round(ctx, func(PeerStatus) bool { return true })
+		}
+	}
+}
+
+func (p *peers) round(ctx context.Context, which func(PeerStatus) bool) {
+	var wg sync.WaitGroup
+	room := make(chan struct{}, probeParallel)
+	for _, s := range p.list() {
+		if !which(s) {
+			continue
+		}
+		from, to, ok := p.path(s.Node)
+		if !ok {
+			continue
+		}
+		room <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-room }()
+			p.one(ctx, s.Node, from, to)
+		})
+	}
+	wg.Wait()
+}
+
+// path is the pair of gateway addresses, of one family, between which a peer is probed.
+func (p *peers) path(name string) (from, to netip.Addr, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.status[name]
+	if s == nil {
+		return from, to, false
+	}
+	for _, mine := range p.self.PodCIDRs {
+		if to, ok := s.gateways[mine.Addr().Is4()]; ok {
+			return flows.Gateway(mine), to, true
+		}
+	}
+	s.Problem = "no podCIDR of a family that this node has too"
+	return from, to, false
+}
+
+func (p *peers) one(ctx context.Context, name string, from, to netip.Addr) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	rtt, err := p.probe(ctx, from, to)
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.status[name]
+	if s == nil {
+		return
+	}
+	was := s.Reachable
+	good := err == nil
+	s.Reachable, s.Probed, s.Last, s.Problem = &good, to, time.Now(), ""
+	entry := p.log.WithFields(logrus.Fields{"peer": name, "tunnel": s.Tunnel, "probed": to})
+	if good {
+		s.RTTMS = float64(rtt.Microseconds()) / 1000
+		if was == nil || !*was {
+			entry.WithField("rtt", rtt).Info("peer up")
+		}
+		return
+	}
+	s.Problem = err.Error()
+	if was == nil || *was {
+		entry.WithError(err).Warn("peer does not answer through the tunnel")
+	}
+}
+
+// list returns the status of all peers, by name.
+func (p *peers) list() []PeerStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]PeerStatus, 0, len(p.status))
+	for _, name := range slices.Sorted(maps.Keys(p.status)) {
+		out = append(out, *p.status[name])
+	}
+	return out
+}

@@ -1,0 +1,229 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/twill-net/twill/agent/host"
+	"github.com/twill-net/twill/flows"
+	"github.com/twill-net/twill/ovs"
+)
+
+// tunnelPortName is the OVS name of the one tunnel port.
+const tunnelPortName = "twill-tun"
+
+// nodeView is what the Node objects say, after Admit.
+type nodeView struct {
+	self    flows.Node
+	found   bool
+	peers   map[string]flows.Node
+	refused []flows.Refusal
+}
+
+// plumbing keeps everything around the flows as it should be: the bridge and its two ports in OVSDB, the
+// host's gateway with its addresses, routes and neighbours, the nftables table. It is one goroutine, and a
+// pass repairs whatever it finds wrong; kicks say only that it is worth looking.
+type plumbing struct {
+	cfg   *Config
+	set   settings
+	db    *ovs.DB
+	nodes func() (nodeView, error)
+	log   logrus.FieldLogger
+	meter *metrics
+	done  func(cause string) // told after each pass that may matter to flows
+
+	kicks chan string
+
+	mu       sync.Mutex
+	underlay host.Underlay
+	mtu      int
+	netdev   bool
+	failure  error
+	passed   bool
+}
+
+// hostInterval is how often the host side is looked at without any kick.
+const hostInterval = 10 * time.Second
+
+func newPlumbing(p *plumbing) *plumbing {
+	p.kicks = make(chan string, 1)
+	return p
+}
+
+// kick asks for a pass. It never blocks.
+func (p *plumbing) kick(cause string) {
+	select {
+	case p.kicks <- cause:
+	default:
+	}
+}
+
+func (p *plumbing) run(ctx context.Context) {
+	tick := time.NewTicker(hostInterval)
+	defer tick.Stop()
+	retry := time.NewTimer(0)
+	for {
+		cause := "start"
+		select {
+		case <-ctx.Done():
+			return
+		case cause = <-p.kicks:
+		case <-tick.C:
+			cause = "tick"
+		case <-retry.C:
+		}
+		if err := p.pass(ctx, cause); err != nil && ctx.Err() == nil {
+			retry.Reset(retryAfter)
+		}
+	}
+}
+
+// pass looks at everything once and repairs it.
+func (p *plumbing) pass(ctx context.Context, cause string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	changed, err := p.ensure(ctx)
+	p.mu.Lock()
+	worse := err != nil && (p.failure == nil || p.failure.Error() != err.Error())
+	better := err == nil && (p.failure != nil || !p.passed)
+	first := !p.passed
+	p.failure = err
+	p.passed = p.passed || err == nil
+	p.mu.Unlock()
+	for _, what := range changed {
+		entry := p.log.WithField("cause", cause)
+		if first {
+			entry.Info(what)
+			continue
+		}
+		p.meter.drift("host", 1)
+		entry.Warn(what)
+	}
+	if worse {
+		p.log.WithError(err).Warn("bridge or host are not as they should be; trying again")
+	}
+	if better || len(changed) > 0 {
+		p.done(cause)
+	}
+	return err
+}
+
+func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
+	nodes, err := p.nodes()
+	if err != nil {
+		return nil, err
+	}
+	under, err := host.ChooseUnderlay(nodes.self.Addresses, host.Want{Address: p.set.tunnelAddress, Interface: p.cfg.TunnelInterface})
+	if err != nil {
+		return nil, fmt.Errorf("node %s: %w", p.cfg.NodeName, err)
+	}
+	mtu := p.cfg.MTU
+	if mtu == 0 {
+		mtu = host.PodMTU(under)
+	}
+	netdev := p.datapath() == "netdev"
+	p.mu.Lock()
+	if under != p.underlay {
+		changed = append(changed, "tunnel address is "+under.Why)
+	}
+	if mtu != p.mtu {
+		changed = append(changed, fmt.Sprintf("MTU of pods is %d bytes; %s has %d", mtu, under.Link, under.LinkMTU))
+	}
+	p.underlay, p.mtu, p.netdev = under, mtu, netdev
+	p.mu.Unlock()
+
+	repaired, err := p.db.EnsureBridge(ctx, p.bridgeSpec(under, mtu))
+	changed = append(changed, repaired...)
+	if err != nil {
+		return changed, err
+	}
+	gatewayChanged, gatewayErr := p.gateway(nodes, mtu, netdev).Ensure(ctx)
+	nftChanged, nftErr := p.nftables(nodes).Ensure(ctx)
+	return append(append(changed, gatewayChanged...), nftChanged...), errors.Join(gatewayErr, nftErr)
+}
+
+// datapath resolves "auto": the kernel's datapath where OVS offers it.
+func (p *plumbing) datapath() string {
+	if p.cfg.DatapathType != "auto" {
+		return p.cfg.DatapathType
+	}
+	if slices.Contains(p.db.Info().DatapathTypes, "system") && host.KernelDatapath() {
+		return "system"
+	}
+	return "netdev"
+}
+
+func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
+	names := map[uint8]string{}
+	for _, t := range flows.Tables() {
+		names[uint8(t)] = t.String()
+	}
+	return ovs.BridgeSpec{
+		Name: p.cfg.Bridge, DatapathType: p.datapath(), TableNames: names,
+		ExternalIDs: map[string]string{"twill-node": p.cfg.NodeName},
+		Ports: []ovs.PortSpec{
+			{Name: tunnelPortName, Type: string(p.set.tunnelType), OFPort: int(flows.TunnelPort), Options: map[string]string{
+				"remote_ip": "flow", "key": "flow",
+				"local_ip": under.Address.String(), "dst_port": fmt.Sprint(p.set.tunnelPort),
+			}},
+			{Name: p.cfg.Gateway, Type: "internal", OFPort: int(flows.GatewayPort), MAC: flows.GatewayMAC(), MTU: mtu},
+		},
+	}
+}
+
+func (p *plumbing) gateway(n nodeView, mtu int, netdev bool) host.Gateway {
+	g := host.Gateway{Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, RouterMAC: flows.RouterMAC(), NoOffload: netdev}
+	for _, c := range n.self.PodCIDRs {
+		g.Addresses = append(g.Addresses, flows.Gateway(c))
+	}
+	g.Routes = p.routes(n)
+	return g
+}
+
+// routes are the ranges that the host reaches through the bridge: the cluster CIDRs, and every podCIDR
+// that no cluster CIDR contains.
+func (p *plumbing) routes(n nodeView) []netip.Prefix {
+	out := slices.Clone(p.set.clusterCIDRs)
+	add := func(cidrs []netip.Prefix) {
+		for _, c := range cidrs {
+			if !slices.ContainsFunc(p.set.clusterCIDRs, func(k netip.Prefix) bool { return k.Bits() <= c.Bits() && k.Contains(c.Addr()) }) {
+				out = append(out, c)
+			}
+		}
+	}
+	add(n.self.PodCIDRs)
+	for _, peer := range n.peers {
+		add(peer.PodCIDRs)
+	}
+	slices.SortFunc(out, func(a, b netip.Prefix) int {
+		return slices.Compare([]string{a.String()}, []string{b.String()})
+	})
+	return slices.Compact(out)
+}
+
+func (p *plumbing) nftables(n nodeView) host.NFTables {
+	return host.NFTables{
+		PodCIDRs: n.self.PodCIDRs, NoMasquerade: append(p.routes(n), p.set.noMasquerade...),
+		GatewayLink: p.cfg.Gateway, TunnelPort: p.set.tunnelPort,
+	}
+}
+
+// now returns what the last pass found out. err says why the host side is not in order.
+func (p *plumbing) now() (under host.Underlay, mtu int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failure != nil {
+		return p.underlay, p.mtu, p.failure
+	}
+	if !p.passed {
+		return p.underlay, p.mtu, errors.New("bridge and host have not been looked at yet")
+	}
+	return p.underlay, p.mtu, nil
+}

@@ -1,0 +1,109 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+)
+
+// contact knows whether the watch of one kind works. It listens at each list and watch request, since
+// client-go tells its WatchErrorHandler nothing of a watch that it retries by itself, such as at a
+// connection refused.
+type contact struct {
+	kind string
+	log  logrus.FieldLogger
+
+	mu sync.Mutex
+	// last is when a request last succeeded, zero for never.
+	last time.Time
+	// since is when the first failure after last was seen; err is the latest. nil: the watch works.
+	since time.Time
+	err   error
+	// told says that the log knows of err.
+	told bool
+}
+
+func newContact(kind string, log logrus.FieldLogger) *contact {
+	return &contact{kind: kind, log: log, since: time.Now(), err: errors.New("it has not started yet")}
+}
+
+// attend returns lw with this contact listening.
+func (c *contact) attend(lw *cache.ListWatch) *cache.ListWatch {
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			list, err := lw.ListWithContext(ctx, options)
+			if err != nil {
+				c.broken(err)
+			}
+			// A list that succeeds proves little: the watch is what keeps us up to date.
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			w, err := lw.WatchWithContext(ctx, options)
+			if err != nil {
+				c.broken(err)
+				return nil, err
+			}
+			c.works()
+			return w, nil
+		},
+	}
+}
+
+// works notes that a watch was established.
+func (c *contact) works() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		c.log.WithField("kind", c.kind).Info("Watching the Kubernetes API")
+	}
+	c.last, c.err, c.told = time.Now(), nil, false
+}
+
+// broken notes that a request failed or that a watch broke off. A version that has expired is none
+// of these: client-go lists anew.
+func (c *contact) broken(err error) {
+	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.since = time.Now()
+	}
+	c.err = err
+	if !c.told {
+		c.told = true
+		c.log.WithField("kind", c.kind).WithError(err).Warn("No contact with the Kubernetes API; what is known stays in force")
+	}
+}
+
+// ended notes that nobody watches any more.
+func (c *contact) ended() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.since, c.err = time.Now(), errors.New("it was stopped")
+}
+
+func (c *contact) alive() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		return nil
+	}
+	last := "never"
+	if !c.last.IsZero() {
+		last = c.last.UTC().Format(time.RFC3339)
+	}
+	return fmt.Errorf("watch of %s in the Kubernetes API is dead since %s (last established: %s): %w",
+		c.kind, c.since.UTC().Format(time.RFC3339), last, c.err)
+}

@@ -1,0 +1,40 @@
+package source
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// kind is one kind of object that both sources follow.
+type kind struct {
+	schema.GroupVersionKind
+	// resource is its plural in URLs of the API.
+	resource   string
+	namespaced bool
+	// make returns an empty object.
+	make func() object
+	// strip returns a copy that keeps only what convert reads: what it drops does not stay in memory.
+	strip func(object) object
+	// convert returns the object as the agent knows it: plain data that reflect.DeepEqual compares. The
+	// Problems come without Key and Where.
+	convert func(object) (value any, problems []Problem)
+}
+
+type object interface {
+	runtime.Object
+	metav1.Object
+}
+
+// kinds are all that are followed.
+func kinds() []kind {
+	return []kind{
+		{corev1.SchemeGroupVersion.WithKind("Node"), "nodes", false, func() object { return &corev1.Node{} }, stripNode, convertNode},
+	}
+}
+
+// addToScheme teaches a scheme the API groups of kinds, and Events.
+func addToScheme(s *runtime.Scheme) error {
+	return corev1.AddToScheme(s)
+}

@@ -1,0 +1,295 @@
+package source
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/sirupsen/logrus"
+)
+
+const (
+	// settle is how long the directory must be quiet before it is read: a file that is copied comes as
+	// a burst of events, microseconds apart.
+	settle = 20 * time.Millisecond
+	// patience is how long events may follow one another before it is read all the same.
+	patience = 500 * time.Millisecond
+	// retry is how often a directory that vanished is looked for, since its parent may be gone as well
+	// and then no event can come.
+	retry = time.Second
+)
+
+// ManifestsConfig says where the manifests are.
+type ManifestsConfig struct {
+	// Dir holds *.yaml, *.yml and *.json files; subdirectories and names that start with a dot are not read.
+	Dir string
+	Log logrus.FieldLogger
+	// OnChange may be nil.
+	OnChange OnChange
+}
+
+// Manifests is the Source that follows a directory of manifests.
+//
+// A file is either taken as a whole or, where it is not even well-formed, not at all: then its last
+// good content stays in force. Where that does not exist, because the file was broken from the start,
+// the source is not Synced until the file is corrected or removed: to act on half a list would undo
+// what an earlier agent did right. Of two definitions of one object, that in the file that
+// sorts first is used.
+type Manifests struct {
+	*store
+	eventRing
+	dir    string
+	kinds  []kind
+	files  map[string]*file
+	synced atomic.Bool
+
+	health sync.Mutex
+	// dead is why the directory is not followed, nil while it is.
+	dead error
+}
+
+// file is one file of the directory.
+type file struct {
+	// sum is of the bytes last read, to parse only what has changed.
+	sum [sha256.Size]byte
+	// good is its last good content, nil if there was none yet.
+	good *content
+	// fault is what is wrong with it now.
+	fault *fault
+}
+
+// NewManifests returns the Source; nothing is read before Run.
+func NewManifests(config ManifestsConfig) (*Manifests, error) {
+	dir, err := filepath.Abs(config.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("manifest directory %s: %w", config.Dir, err)
+	}
+	return &Manifests{
+		store: newStore(config.Log, config.OnChange),
+		dir:   dir, kinds: kinds(), files: map[string]*file{},
+		dead: fmt.Errorf("manifest directory %s is not followed: it has not started yet", dir),
+	}, nil
+}
+
+// Run implements Source.
+func (m *Manifests) Run(ctx context.Context) error {
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("manifest directory %s cannot be watched; raise sysctl fs.inotify.max_user_instances if there are too many: %w", m.dir, err)
+	}
+	defer watcher.Close()
+	// The parent tells when the directory itself is replaced.
+	if err := watcher.Add(filepath.Dir(m.dir)); err != nil {
+		return fmt.Errorf("parent of the manifest directory %s cannot be watched; create it: %w", m.dir, err)
+	}
+	if err := m.attach(watcher); err != nil {
+		return fmt.Errorf("manifest directory %s cannot be read; create it or correct its name: %w", m.dir, err)
+	}
+	m.setDead(nil)
+	defer m.setDead(errors.New("it was stopped"))
+
+	timer := time.NewTimer(retry)
+	timer.Stop()
+	var first time.Time // the first event that is not dealt with yet, zero for none
+	replaced := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case event := <-watcher.Events:
+			if event.Name == m.dir && !event.Has(fsnotify.Chmod) {
+				replaced = true
+			} else if filepath.Dir(event.Name) != m.dir {
+				continue
+			}
+		case err := <-watcher.Errors:
+			// Events may be lost, as at an overflow of the queue: reading everything makes up for it.
+			m.log.WithError(err).Warn("Events of the manifest directory were lost; it is read anew")
+		case <-timer.C:
+			if replaced {
+				err = m.attach(watcher)
+			} else {
+				err = m.read()
+			}
+			m.setDead(err)
+			first, replaced = time.Time{}, err != nil
+			if err != nil {
+				timer.Reset(retry)
+			}
+			continue
+		}
+		if first.IsZero() {
+			first = time.Now()
+		}
+		timer.Reset(min(settle, max(0, patience-time.Since(first))))
+	}
+}
+
+// attach watches what is now under the name of the directory, and reads it.
+func (m *Manifests) attach(watcher *fsnotify.Watcher) error {
+	// The error says that it was not watched.
+	_ = watcher.Remove(m.dir)
+	if err := watcher.Add(m.dir); err != nil {
+		return err
+	}
+	return m.read()
+}
+
+// read brings the store in step with the directory. An error is about the directory as a whole.
+func (m *Manifests) read() error {
+	list, err := os.ReadDir(m.dir)
+	if err != nil {
+		return err
+	}
+	found := map[string]*file{}
+	for _, e := range list {
+		name := e.Name()
+		if strings.HasPrefix(name, ".") || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
+			continue
+		}
+		f := m.files[name]
+		if f == nil {
+			f = &file{}
+		}
+		if m.readFile(name, f) {
+			found[name] = f
+		}
+	}
+	m.files = found
+	m.publish()
+	return nil
+}
+
+// readFile brings f in step with the file, and says whether there is one.
+func (m *Manifests) readFile(name string, f *file) bool {
+	path := filepath.Join(m.dir, name)
+	// A pipe would block us, and a link that dangles is no file.
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		return false
+	}
+	var data []byte
+	if err == nil {
+		data, err = os.ReadFile(path)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false
+	case err != nil:
+		f.sum = [sha256.Size]byte{}
+		f.fault = &fault{1, "cannot be read: " + err.Error()}
+	default:
+		sum := sha256.Sum256(data)
+		if sum == f.sum {
+			return true
+		}
+		f.sum = sum
+		m.load(name, data, f)
+	}
+	return true
+}
+
+// load takes what a file now says.
+func (m *Manifests) load(name string, data []byte, f *file) {
+	var last content
+	if f.good != nil {
+		last = *f.good
+	}
+	f.fault = nil
+	if len(data) == 0 && len(last.objects) > 0 {
+		// A shell that redirects into the file has emptied it before the command even starts.
+		f.fault = &fault{1, "is empty; delete it if its objects shall go"}
+		return
+	}
+	good, err := decode(name, data, m.kinds, last)
+	if errors.As(err, &f.fault) {
+		return
+	}
+	f.good = &good
+	m.log.WithFields(logrus.Fields{"file": name, "objects": len(good.objects), "ignored": good.ignored}).Debug("Read manifests")
+}
+
+// publish puts the content of all files into the store.
+func (m *Manifests) publish() {
+	names := make([]string, 0, len(m.files))
+	for name := range m.files {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	entries, defined := map[Key]entry{}, map[Key]string{}
+	complete := true
+	for _, name := range names {
+		f := m.files[name]
+		if f.fault != nil {
+			stays := "its last good content stays in force"
+			if f.good == nil {
+				complete = false
+				stays = "there is no last good content, so the list is incomplete"
+			}
+			key := Key{Kind: fileKind, Name: name}
+			entries[key] = entry{problems: []Problem{{Key: key, Where: fmt.Sprintf("%s:%d", name, f.fault.line),
+				Reason: fmt.Sprintf("%s; %s until the file is corrected or removed.", f.fault.reason, stays)}}}
+		}
+		if f.good == nil {
+			continue
+		}
+		for _, d := range f.good.objects {
+			complete = complete && !d.lost
+			first, again := defined[d.key]
+			if !again {
+				defined[d.key], entries[d.key] = d.where, d.entry
+				continue
+			}
+			e := entries[d.key]
+			e.problems = append(slices.Clip(e.problems), Problem{Key: d.key, Where: d.where,
+				Reason: fmt.Sprintf("it is defined at %s already, and that is used; remove one of the two.", first)})
+			entries[d.key] = e
+		}
+	}
+	m.replace(entries)
+	if complete && m.synced.CompareAndSwap(false, true) {
+		m.onChange(Key{})
+	}
+}
+
+// Synced implements Source.
+func (m *Manifests) Synced() bool { return m.synced.Load() }
+
+// Alive implements Source.
+func (m *Manifests) Alive() error {
+	m.health.Lock()
+	defer m.health.Unlock()
+	return m.dead
+}
+
+// setDead notes why the directory is not followed, nil if it is.
+func (m *Manifests) setDead(err error) {
+	m.health.Lock()
+	defer m.health.Unlock()
+	switch {
+	case err == nil && m.dead != nil:
+		m.log.WithField("dir", m.dir).Info("Following the manifest directory")
+		m.dead = nil
+	case err != nil && m.dead == nil:
+		m.dead = fmt.Errorf("manifest directory %s is not followed since %s, and what is known stays in force; put it back: %w",
+			m.dir, time.Now().UTC().Format(time.RFC3339), err)
+		m.log.Warn(m.dead)
+	}
+}
+
+// Event implements Source: a log line, and one of Events.
+func (m *Manifests) Event(about Ref, eventType, reason, message string) {
+	e := Event{Time: time.Now(), About: about, Type: eventType, Reason: reason, Message: message}
+	m.add(e)
+	logEvent(m.log, e)
+}

@@ -1,0 +1,198 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/twill-net/twill/agent/attach"
+	"github.com/twill-net/twill/flows"
+)
+
+// Status is the answer to `twill status`.
+type Status struct {
+	Version  string   `json:"version"`
+	Node     string   `json:"node"`
+	Ready    bool     `json:"ready"`
+	Problems []string `json:"problems"`
+
+	OVS      string `json:"ovs"`
+	Datapath string `json:"datapath"`
+	Bridge   string `json:"bridge"`
+
+	Tunnel    string     `json:"tunnel"`
+	Address   netip.Addr `json:"tunnelAddress"`
+	Interface string     `json:"tunnelInterface"`
+	Why       string     `json:"tunnelAddressWhy"`
+	VNI       uint32     `json:"vni"`
+	Encrypted bool       `json:"encrypted"`
+	MTU       int        `json:"mtu"`
+	LinkMTU   int        `json:"underlayMTU"`
+
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
+	Addresses attach.Usage   `json:"addresses"`
+	Pods      []PodStatus    `json:"pods"`
+	Peers     []PeerStatus   `json:"peers"`
+
+	Flows int     `json:"flows"`
+	Last  Applied `json:"lastApplied"`
+}
+
+// PodStatus is one attached interface.
+type PodStatus struct {
+	Owner     flows.Owner  `json:"owner"`
+	Namespace string       `json:"namespace"`
+	Name      string       `json:"name"`
+	IfName    string       `json:"ifName"`
+	Port      string       `json:"port"`
+	OFPort    uint32       `json:"ofport"`
+	MAC       string       `json:"mac"`
+	Addresses []netip.Addr `json:"addresses"`
+	MTU       int          `json:"mtu"`
+}
+
+func (a *Agent) status() Status {
+	under, mtu, _ := a.plumbing.now()
+	nodes := a.nodesNow()
+	s := Status{
+		Version: a.version, Node: a.cfg.NodeName, Problems: a.notReady(),
+		OVS: a.daemon.version(), Datapath: a.plumbing.datapath(), Bridge: a.cfg.Bridge,
+		Tunnel: fmt.Sprintf("%s, UDP port %d, VNI %d", a.set.tunnelType, a.set.tunnelPort, a.cfg.VNI),
+		VNI:    a.cfg.VNI, Address: under.Address, Interface: under.Link, Why: under.Why, MTU: mtu, LinkMTU: under.LinkMTU,
+		PodCIDRs: nodes.self.PodCIDRs, Addresses: a.pods.Usage(), Peers: a.peers.list(), Pods: []PodStatus{},
+	}
+	s.Ready = len(s.Problems) == 0
+	for _, p := range a.source.Problems() {
+		s.Problems = append(s.Problems, p.String())
+	}
+	for _, r := range nodes.refused {
+		s.Problems = append(s.Problems, r.Reason)
+	}
+	s.Problems = append(s.Problems, a.pods.Problems()...)
+	a.loop.view(func(d *flows.Desired, w *flows.World, last Applied) {
+		s.Flows, s.Last = d.Len(), last
+		if w == nil {
+			return
+		}
+		for _, o := range d.Owners() {
+			for _, p := range w.Pods[o] {
+				s.Pods = append(s.Pods, PodStatus{
+					Owner: o, Namespace: p.Namespace, Name: p.Pod, IfName: p.IfName, Port: p.Port, OFPort: p.OFPort,
+					MAC: p.MAC.String(), Addresses: p.Addresses, MTU: p.MTU,
+				})
+			}
+		}
+	})
+	return s
+}
+
+// LiveFlow is one flow of the live table with the object behind it.
+type LiveFlow struct {
+	Owner    flows.Owner  `json:"owner"` // empty for a flow that is not ours
+	Table    string       `json:"table"`
+	Priority uint16       `json:"priority"`
+	Sentence string       `json:"sentence"`
+	Drop     flows.Reason `json:"drop,omitempty"`
+	Packets  uint64       `json:"packets"`
+	Bytes    uint64       `json:"bytes"`
+	Raw      string       `json:"raw"`
+}
+
+// liveFlows reads the table back and explains it; owner, if given, selects by the start of the owner's name.
+func (a *Agent) liveFlows(ctx context.Context, owner string) ([]LiveFlow, error) {
+	live, err := a.loop.bridge.Flows(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := []LiveFlow{}
+	a.loop.view(func(d *flows.Desired, w *flows.World, _ Applied) {
+		names := flows.NamesOf(w)
+		for _, f := range live {
+			x := LiveFlow{
+				Table: flows.Table(f.Table).String(), Priority: f.Priority, Packets: f.Packets, Bytes: f.Bytes,
+				Raw: fmt.Sprintf("cookie=%#x, table=%d, priority=%d,%s actions=%s", f.Cookie, f.Table, f.Priority, f.Text, f.Actions),
+			}
+			actions, err := flows.ParseActions(f.Actions)
+			if err != nil {
+				x.Sentence = err.Error()
+			}
+			said := flows.Flow{Table: flows.Table(f.Table), Match: flows.ParseMatch(f.Text), Actions: actions}
+			if wanted, ok := d.Flow(f.Cookie); ok {
+				x.Owner, x.Drop = wanted.Owner, wanted.Drop
+				said.Drop = wanted.Drop
+			}
+			if err == nil {
+				x.Sentence = names.Explain(said)
+			}
+			if owner == "" || string(x.Owner) == owner || strings.HasPrefix(string(x.Owner), owner+"/") {
+				out = append(out, x)
+			}
+		}
+	})
+	return out, nil
+}
+
+// TraceStep is one table on a packet's way, in words.
+type TraceStep struct {
+	Table    string      `json:"table"`
+	Owner    flows.Owner `json:"owner"`
+	Sentence string      `json:"sentence"`
+}
+
+// TraceResult is a packet's way through this node's bridge.
+type TraceResult struct {
+	Packet   string      `json:"packet"`
+	Steps    []TraceStep `json:"steps"`
+	Verdict  string      `json:"verdict"`
+	Datapath string      `json:"datapathActions"`
+	Megaflow string      `json:"megaflow"`
+	Raw      string      `json:"raw"`
+}
+
+// trace answers GET /v1/trace?packet=FLOW: FLOW is in the syntax of ofproto/trace.
+func (a *Agent) trace(r *http.Request) (any, error) {
+	packet := r.URL.Query().Get("packet")
+	if packet == "" {
+		return nil, badRequest{fmt.Errorf("trace: the packet is missing")}
+	}
+	d, err := a.daemon.current()
+	if err != nil {
+		return nil, err
+	}
+	text, err := d.Trace(r.Context(), a.cfg.Bridge, packet)
+	if err != nil {
+		return nil, err
+	}
+	t, err := flows.ParseTrace(text)
+	if err != nil {
+		return nil, err
+	}
+	out := TraceResult{Packet: packet, Datapath: t.Datapath, Megaflow: t.Megaflow, Raw: text}
+	a.loop.view(func(desired *flows.Desired, w *flows.World, _ Applied) {
+		names := flows.NamesOf(w)
+		for _, s := range t.Steps {
+			step := TraceStep{Table: s.Table.String(), Sentence: "no flow matched"}
+			if f, ok := desired.Flow(s.Cookie); ok {
+				step.Owner, step.Sentence = f.Owner, names.Explain(f)
+				out.Verdict = verdict(names, f, t)
+			} else if s.Cookie != 0 || s.Match != "No match." {
+				step.Sentence = "a flow that is not Twill's: " + s.Match
+			}
+			out.Steps = append(out.Steps, step)
+		}
+	})
+	return out, nil
+}
+
+// verdict is the last line: what became of the packet, decided by its last flow.
+func verdict(names *flows.Names, last flows.Flow, t flows.Trace) string {
+	switch {
+	case last.Drop != "":
+		return fmt.Sprintf("dropped by %s: %s", last.Owner, last.Drop.Sentence())
+	case t.Dropped():
+		return "dropped: the port it would leave by is the one it came from, or is gone"
+	}
+	return "forwarded: " + names.ExplainActions(last)
+}

@@ -1,0 +1,62 @@
+package flows
+
+import (
+	"bytes"
+	"slices"
+)
+
+// Changed lists the owners whose flows may differ between two Worlds, sorted. A nil old World means
+// all of now. So that whatever woke the agent up, what has to be compiled again follows from the Worlds
+// alone.
+func Changed(old, now *World) []Owner {
+	if old == nil || !old.sameBase(now) {
+		all := now.Owners()
+		if old != nil {
+			all = append(all, old.Owners()...)
+		}
+		slices.Sort(all)
+		return slices.Compact(all)
+	}
+	var out []Owner
+	for name, n := range now.Peers {
+		if was, ok := old.Peers[name]; !ok || !was.Equal(n) {
+			out = append(out, NodeOwner(name))
+		}
+	}
+	for name := range old.Peers {
+		if _, ok := now.Peers[name]; !ok {
+			out = append(out, NodeOwner(name))
+		}
+	}
+	for o, list := range now.Pods {
+		if !slices.EqualFunc(old.Pods[o], list, Attachment.Equal) {
+			out = append(out, o)
+		}
+	}
+	for o := range old.Pods {
+		if _, ok := now.Pods[o]; !ok {
+			out = append(out, o)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// sameBase is true when nothing differs that flows of all owners depend on.
+func (w *World) sameBase(o *World) bool {
+	return w.Node.Equal(o.Node) && w.Tunnel == o.Tunnel && w.MTU == o.MTU &&
+		slices.Equal(w.ClusterCIDRs, o.ClusterCIDRs)
+}
+
+// Equal is true when both are the same node with the same ranges and addresses.
+func (n Node) Equal(o Node) bool {
+	return n.Name == o.Name && n.UID == o.UID && n.Created.Equal(o.Created) &&
+		slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Addresses, o.Addresses)
+}
+
+// Equal is true when both are the same attachment on the same port.
+func (a Attachment) Equal(o Attachment) bool {
+	return a.Port == o.Port && a.OFPort == o.OFPort && a.Namespace == o.Namespace && a.Pod == o.Pod &&
+		a.UID == o.UID && a.Sandbox == o.Sandbox && a.IfName == o.IfName && a.NetNS == o.NetNS &&
+		a.MTU == o.MTU && bytes.Equal(a.MAC, o.MAC) && slices.Equal(a.Addresses, o.Addresses)
+}

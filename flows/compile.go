@@ -1,0 +1,58 @@
+package flows
+
+import (
+	"fmt"
+	"strings"
+)
+
+// builder collects the flows of one owner.
+type builder struct {
+	owner Owner
+	flows []Flow
+}
+
+func (b *builder) add(t Table, priority uint16, m Match, actions ...Action) {
+	b.flows = append(b.flows, Flow{Table: t, Priority: priority, Match: m, Actions: actions, Owner: b.owner}.named())
+}
+
+func (b *builder) drop(t Table, priority uint16, m Match, why Reason) {
+	b.flows = append(b.flows, Flow{Table: t, Priority: priority, Match: m, Owner: b.owner, Drop: why}.named())
+}
+
+// Owners lists every owner that the World has flows for.
+func (w *World) Owners() []Owner {
+	out := []Owner{Pipeline, NodeOwner(w.Node.Name)}
+	for name := range w.Peers {
+		out = append(out, NodeOwner(name))
+	}
+	for o := range w.Pods {
+		out = append(out, o)
+	}
+	return out
+}
+
+// Compile returns the flows of one owner. Nothing in the World for that owner means no flows and no
+// error. The cost does not depend on the other owners.
+func Compile(w *World, o Owner) ([]Flow, error) {
+	kind, name, _ := strings.Cut(string(o), "/")
+	switch kind {
+	case string(Pipeline):
+		return pipelineFlows(w), nil
+	case "node":
+		if name == w.Node.Name {
+			return selfFlows(w), nil
+		}
+		peer, ok := w.Peers[name]
+		if !ok {
+			return nil, nil
+		}
+		return peerFlows(w, peer)
+	case "pod":
+		var out []Flow
+		for _, a := range w.Pods[o] {
+			out = append(out, podFlows(w, a)...)
+		}
+		return out, nil
+	}
+	return nil, fmt.Errorf("owner %q: unknown kind %q", o, kind)
+}

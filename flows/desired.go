@@ -1,0 +1,214 @@
+package flows
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Desired is what the bridge must hold, kept by owner so that one object can be compiled again without
+// the others.
+type Desired struct {
+	owners  map[Owner][]Flow
+	claims  map[Key][]Flow  // who wants this key, smallest owner first: it wins
+	cookies map[uint64]Flow // the winners
+}
+
+// NewDesired returns an empty set.
+func NewDesired() *Desired {
+	return &Desired{owners: map[Owner][]Flow{}, claims: map[Key][]Flow{}, cookies: map[uint64]Flow{}}
+}
+
+// Replace makes wanted[owner] the whole of what each of these owners wants, and returns what that changes
+// on a switch that held what was wanted before.
+//
+// The error names each flow for which two owners ask with the same table, priority and match. The smaller
+// owner name keeps it, whoever came first, and the other gets it once the first is gone: what the bridge
+// holds depends on what is wanted, not on the order in which it was asked for. The Delta is good also
+// when there is an error.
+func (d *Desired) Replace(wanted map[Owner][]Flow) (Delta, error) {
+	before := map[Key]Flow{} // the winner of every key that is touched, the zero Flow for none
+	touch := func(k Key) {
+		if _, seen := before[k]; seen {
+			return
+		}
+		before[k] = Flow{}
+		if c := d.claims[k]; len(c) > 0 {
+			before[k] = c[0]
+		}
+	}
+	owners := slices.Sorted(maps.Keys(wanted))
+	for _, o := range owners {
+		for _, f := range d.owners[o] {
+			k := f.Key()
+			touch(k)
+			d.claims[k] = slices.DeleteFunc(d.claims[k], func(g Flow) bool { return g.Owner == o })
+		}
+		delete(d.owners, o)
+	}
+	var conflicts []error
+	for _, o := range owners {
+		for _, f := range wanted[o] {
+			touch(f.Key())
+			if err := d.claim(f); err != nil {
+				conflicts = append(conflicts, err)
+			}
+		}
+	}
+	return d.settle(before), errors.Join(conflicts...)
+}
+
+// claim enters one wanted flow; it wins when no smaller owner wants the same key.
+func (d *Desired) claim(f Flow) error {
+	k := f.Key()
+	claims := d.claims[k]
+	if i := slices.IndexFunc(claims, func(g Flow) bool { return g.Owner == f.Owner }); i >= 0 {
+		if claims[i].Spec() == f.Spec() {
+			return nil
+		}
+		return fmt.Errorf("%s asks for both %q and %q; the first is used", f.Owner, claims[i].Spec(), f.Spec())
+	}
+	d.owners[f.Owner] = append(d.owners[f.Owner], f)
+	claims = append(claims, f)
+	slices.SortFunc(claims, func(a, b Flow) int { return strings.Compare(string(a.Owner), string(b.Owner)) })
+	d.claims[k] = claims
+	if len(claims) == 1 {
+		return nil
+	}
+	return fmt.Errorf("%s and %s both ask for table=%d,priority=%d,%s; %s gets it",
+		claims[0].Owner, claims[1].Owner, k.Table, k.Priority, k.Match, claims[0].Owner)
+}
+
+// settle brings the cookies of the touched keys up to date and tells what that changes.
+func (d *Desired) settle(before map[Key]Flow) Delta {
+	for _, old := range before {
+		if old.Owner != "" {
+			delete(d.cookies, old.Cookie)
+		}
+	}
+	var out Delta
+	for _, k := range slices.SortedFunc(maps.Keys(before), Key.compare) {
+		old, claims := before[k], d.claims[k]
+		if len(claims) == 0 {
+			delete(d.claims, k)
+			if old.Owner != "" {
+				out.Delete = append(out.Delete, old.Cookie)
+			}
+			continue
+		}
+		now := &claims[0]
+		for d.cookies[now.Cookie].Owner != "" {
+			now.Cookie++ // 32 bits collide once an owner has tens of thousands of flows
+		}
+		d.cookies[now.Cookie] = *now
+		if now.Cookie != old.Cookie {
+			out.Add = append(out.Add, *now)
+		}
+	}
+	out.sort()
+	return out
+}
+
+func (k Key) compare(o Key) int {
+	if k.Table != o.Table {
+		return int(k.Table) - int(o.Table)
+	}
+	if k.Priority != o.Priority {
+		return int(o.Priority) - int(k.Priority)
+	}
+	return strings.Compare(k.Match, o.Match)
+}
+
+// Flow returns the wanted flow with this cookie.
+func (d *Desired) Flow(cookie uint64) (Flow, bool) {
+	f, ok := d.cookies[cookie]
+	return f, ok
+}
+
+// Len is the number of wanted flows.
+func (d *Desired) Len() int { return len(d.cookies) }
+
+// Of returns what one owner asked for, in the order in which it was compiled.
+func (d *Desired) Of(owner Owner) []Flow { return slices.Clone(d.owners[owner]) }
+
+// Owners lists every owner that has flows, sorted.
+func (d *Desired) Owners() []Owner { return slices.Sorted(maps.Keys(d.owners)) }
+
+// Flows returns all wanted flows, by table, falling priority and match.
+func (d *Desired) Flows() []Flow {
+	return slices.SortedFunc(maps.Values(d.cookies), func(a, b Flow) int { return a.Key().compare(b.Key()) })
+}
+
+// Live is one flow as it was read back from the switch.
+type Live struct {
+	Table    Table
+	Priority uint16
+	Cookie   uint64
+}
+
+// Diff compares what is wanted with what is there. A flow counts as there when its cookie stands once, at
+// its table and priority; everything else is deleted by its full cookie.
+func (d *Desired) Diff(live []Live) Delta {
+	seen := map[uint64]int{}
+	for _, l := range live {
+		seen[l.Cookie]++
+	}
+	var out Delta
+	good := map[uint64]bool{}
+	for _, l := range live {
+		f, wanted := d.cookies[l.Cookie]
+		if wanted && seen[l.Cookie] == 1 && f.Table == l.Table && f.Priority == l.Priority {
+			good[l.Cookie] = true
+			continue
+		}
+		if seen[l.Cookie] > 0 {
+			out.Delete = append(out.Delete, l.Cookie)
+			seen[l.Cookie] = 0
+		}
+	}
+	for c, f := range d.cookies {
+		if !good[c] {
+			out.Add = append(out.Add, f)
+		}
+	}
+	out.sort()
+	return out
+}
+
+// Delta is what has to happen on the switch.
+type Delta struct {
+	Add    []Flow
+	Delete []uint64 // full cookies
+}
+
+// Empty is true when nothing has to happen.
+func (d Delta) Empty() bool { return len(d.Add) == 0 && len(d.Delete) == 0 }
+
+func (d *Delta) sort() {
+	slices.SortFunc(d.Add, func(a, b Flow) int { return a.Key().compare(b.Key()) })
+	slices.Sort(d.Delete)
+}
+
+// Bundle is the text of the delta for `ovs-ofctl bundle`: one atomic transaction. Additions stand
+// before deletions, so that no packet finds a gap. A cookie that is both deleted and wanted (it stood at
+// the wrong place) is deleted first.
+func (d Delta) Bundle() string {
+	wanted := map[uint64]bool{}
+	for _, f := range d.Add {
+		wanted[f.Cookie] = true
+	}
+	var first, adds, last strings.Builder
+	for _, c := range d.Delete {
+		at := &last
+		if wanted[c] {
+			at = &first
+		}
+		fmt.Fprintf(at, "flow delete cookie=%#x/-1\n", c)
+	}
+	for _, f := range d.Add {
+		fmt.Fprintf(&adds, "flow add %s\n", f)
+	}
+	return first.String() + adds.String() + last.String()
+}

@@ -1,0 +1,200 @@
+package flows
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Explain says in one sentence what a flow does, for whom: the match before the colon, the actions
+// after it. It understands every flow of the pipeline, compiled or read back from a switch; a field or
+// action that no flow of ours has is shown as OVS writes it.
+func (n *Names) Explain(f Flow) string {
+	return n.ExplainMatch(f.Match) + ": " + n.ExplainActions(f)
+}
+
+// ExplainMatch says which packets a match selects.
+func (n *Names) ExplainMatch(m Match) string {
+	what := "packets"
+	var words []string
+	for _, f := range m {
+		switch f.Name {
+		case "ip", "ipv6", "arp", "udp", "udp6", "tcp", "tcp6", "icmp", "icmp6", "sctp", "sctp6":
+			what = protocolWords(f.Name)
+		case "in_port":
+			words = append(words, "from "+n.Port(f.Value))
+		case "dl_src", "eth_src":
+			words = append(words, "with source MAC "+f.Value)
+		case "nw_src", "ipv6_src":
+			words = append(words, "from "+n.Address(f.Value))
+		case "nw_dst", "ipv6_dst":
+			words = append(words, "to "+n.Address(f.Value))
+		case "arp_spa":
+			words = append(words, "whose sender is "+n.Address(f.Value))
+		case "arp_tpa":
+			words = append(words, "asking for "+n.Address(f.Value))
+		case "arp_sha":
+			words = append(words, "whose sender MAC is "+f.Value)
+		case "arp_op":
+			words = append(words, map[string]string{"1": "that are requests", "2": "that are replies"}[f.Value])
+		case "icmp_type", "icmpv6_type":
+			words = append(words, "of type "+icmpWords(f.Value))
+		case "tun_id":
+			words = append(words, "with VNI "+decimal(f.Value))
+		case "tun_src", "tun_ipv6_src":
+			words = append(words, "sent by "+n.Address(f.Value))
+		case "nw_ttl":
+			words = append(words, "with TTL "+f.Value)
+		case "tp_dst", "udp_dst":
+			words = append(words, "to port "+f.Value)
+		case "reg0":
+			words = append(words, registerWords(f.Value))
+		default:
+			words = append(words, "with "+f.String())
+		}
+	}
+	if len(words) == 0 {
+		if len(m) == 0 {
+			return "all other packets"
+		}
+		return "all " + what
+	}
+	return what + " " + strings.Join(words, ", ")
+}
+
+// ExplainActions says what happens to the packets of a flow.
+func (n *Names) ExplainActions(f Flow) string {
+	if len(f.Actions) == 0 {
+		if f.Drop != "" {
+			return fmt.Sprintf("drop (%s): %s", f.Drop, f.Drop.Sentence())
+		}
+		return "drop"
+	}
+	var words []string
+	for _, a := range f.Actions {
+		if w := n.actionWords(f.Table, a); w != "" {
+			words = append(words, w)
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+func (n *Names) actionWords(t Table, a Action) string {
+	switch a.Verb {
+	case "goto_table":
+		if i, err := strconv.ParseUint(a.Arg, 10, 8); err == nil {
+			return "continue at " + Table(i).String()
+		}
+		return "continue at " + a.Arg
+	case "output":
+		if strings.HasPrefix(strings.ToLower(a.Arg), "reg1") || strings.HasPrefix(a.Arg, "NXM_NX_REG1") {
+			return "send to the port chosen by route"
+		}
+		return "send to " + n.Port(a.Arg)
+	case "in_port", "IN_PORT":
+		return "answer to the sender"
+	case "dec_ttl":
+		return "decrement the TTL"
+	case "check_pkt_larger":
+		return "note whether it is larger than " + strings.TrimPrefix(strings.SplitN(a.Arg, ")", 2)[0], "(") + " bytes"
+	case "move":
+		return "" // only answers to ARP and ND move fields; the sentence is complete without
+	case "set_field":
+		value, field, _ := strings.Cut(a.Arg, "->")
+		return n.setWords(t, value, field)
+	}
+	return a.String()
+}
+
+func (n *Names) setWords(t Table, value, field string) string {
+	switch field {
+	case "reg0":
+		return map[string]string{
+			fromPod: "note that a pod sent it", fromTunnel: "note that a node sent it", fromGateway: "note that the host sent it",
+			toPod: "for a pod", toTunnel: "for another node", toGateway: "for the host",
+		}[value]
+	case "reg1":
+		return "by " + n.Port(value)
+	case "tun_dst", "tun_ipv6_dst":
+		return "to " + n.Address(value)
+	case "tun_id":
+		return "with VNI " + decimal(value)
+	case "eth_dst":
+		return "to MAC " + value
+	case "arp_op":
+		return "turn it into a reply: " + RouterMAC().String() + " is at every address"
+	case "icmpv6_type":
+		return "turn it into an advertisement"
+	case "nd_tll":
+		return "that names " + value
+	case "eth_src", "arp_sha", "icmpv6_code", "nd_options_type", "nd_reserved":
+		return "" // part of the rewriting that the other words tell
+	}
+	return "set " + field + " to " + value
+}
+
+func protocolWords(name string) string {
+	switch name {
+	case "ip":
+		return "IPv4 packets"
+	case "ipv6":
+		return "IPv6 packets"
+	case "arp":
+		return "ARP packets"
+	case "icmp6":
+		return "ICMPv6 packets"
+	}
+	if base, v6 := strings.CutSuffix(name, "6"); v6 {
+		return strings.ToUpper(base) + " packets over IPv6"
+	}
+	return strings.ToUpper(name) + " packets over IPv4"
+}
+
+func icmpWords(typ string) string {
+	switch typ {
+	case "133":
+		return "router solicitation"
+	case "134":
+		return "router advertisement"
+	case "135":
+		return "neighbor solicitation"
+	case "136":
+		return "neighbor advertisement"
+	case "137":
+		return "redirect"
+	}
+	return typ
+}
+
+func registerWords(value string) string {
+	switch value {
+	case isFromPod, fromPod:
+		return "sent by a pod"
+	case fromTunnel:
+		return "sent by a node"
+	case isFromGateway, fromGateway:
+		return "sent by the host"
+	case isToGateway, toGateway:
+		return "for the host"
+	case toPod:
+		return "for a pod"
+	case toTunnel:
+		return "for another node"
+	case isTransit:
+		return "from one node to another"
+	case isLoop:
+		return "from the host to the host"
+	case isOverlayOnly:
+		return "between pods"
+	case isTooBig:
+		return "that are too big"
+	}
+	return "with reg0=" + value
+}
+
+func decimal(hex string) string {
+	if v, err := strconv.ParseUint(hex, 0, 64); err == nil {
+		return fmt.Sprint(v)
+	}
+	return hex
+}

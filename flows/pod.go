@@ -1,0 +1,42 @@
+package flows
+
+import (
+	"fmt"
+	"slices"
+)
+
+// ethernetHeader is the length in bytes of an untagged Ethernet header (IEEE 802.3).
+const ethernetHeader = 14
+
+// podFlows admit what one interface of a pod may send and deliver what is for it.
+func podFlows(w *World, a Attachment) []Flow {
+	p := builder{owner: a.Owner()}
+	in := inPort(a.OFPort)
+	own := match(in, ethSrc(a.MAC))
+
+	p.add(Classify, 100, in, set(fromPod, "reg0"), gotoTable(Guard))
+
+	var next Actions
+	if a.MTU > w.MTU {
+		next = append(next, checkLarger(w.MTU+ethernetHeader, "NXM_NX_REG0[8]"))
+	}
+	next = append(next, gotoTable(Route))
+	for _, addr := range a.Addresses {
+		p.add(Guard, 100, match(own, ipSrc(host(addr))), slices.Clone(next)...)
+		if addr.Is4() {
+			sender := match(own, arp(), field("arp_spa", addr.String()), field("arp_sha", a.MAC.String()))
+			p.add(Guard, 100, sender, gotoTable(Neighbour))
+			p.drop(Guard, 110, match(sender, field("arp_tpa", addr.String())), DropAnnouncement)
+		} else {
+			// A solicitation may come from the interface's link-local address (RFC 4861 §7.2.2). The lower
+			// priority keeps its match on the ICMPv6 type out of the megaflows of all other packets.
+			linkLocal := match(own, Match{{"icmp6", ""}, {"ipv6_src", "fe80::/10"}, {"icmp_type", "135"}})
+			p.add(Guard, 90, linkLocal, gotoTable(Neighbour))
+		}
+		p.add(Route, prioAddress, ipDst(host(addr)),
+			setMAC(RouterMAC(), "eth_src"), setMAC(a.MAC, "eth_dst"),
+			set(toPod, "reg0"), set(fmt.Sprintf("%#x", a.OFPort), "reg1"), gotoTable(Output))
+	}
+	p.drop(Guard, 10, in, DropSpoofed)
+	return p.flows
+}

@@ -1,0 +1,88 @@
+package flows
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// Trace is the text of `ofproto/trace`, read.
+type Trace struct {
+	Steps []Step
+	// Megaflow is the datapath flow that the packet would install, Datapath its actions; both as OVS
+	// prints them.
+	Megaflow, Datapath string
+	// Final is the packet as it left the pipeline, or "unchanged".
+	Final string
+}
+
+// Step is one table the packet went through. Cookie is zero where no flow matched.
+type Step struct {
+	Table    Table
+	Match    string
+	Priority uint16
+	Cookie   uint64
+	Actions  []string
+}
+
+// stepLine is how ofproto/trace introduces a table: " 0. in_port=1, priority 100, cookie 0x12".
+var stepLine = regexp.MustCompile(`^\s*(\d+)\. (.*)$`)
+var stepTail = regexp.MustCompile(`^(.*?)(?:, )?priority (\d+)(?:, cookie (0x[0-9a-f]+))?$`)
+
+// ParseTrace reads the output of `ovs-appctl ofproto/trace` (ovs-vswitchd(8)). The error says which part
+// is missing and repeats what OVS said instead.
+func ParseTrace(text string) (Trace, error) {
+	var t Trace
+	for _, line := range strings.Split(text, "\n") {
+		switch {
+		case strings.HasPrefix(line, "Final flow: "):
+			t.Final = strings.TrimPrefix(line, "Final flow: ")
+		case strings.HasPrefix(line, "Megaflow: "):
+			t.Megaflow = strings.TrimPrefix(line, "Megaflow: ")
+		case strings.HasPrefix(line, "Datapath actions: "):
+			t.Datapath = strings.TrimPrefix(line, "Datapath actions: ")
+		default:
+			t.step(line)
+		}
+	}
+	if t.Datapath == "" || len(t.Steps) == 0 {
+		return t, fmt.Errorf("ofproto/trace gave no datapath actions; OVS said: %s", strings.TrimSpace(text))
+	}
+	return t, nil
+}
+
+func (t *Trace) step(line string) {
+	if m := stepLine.FindStringSubmatch(line); m != nil {
+		table, err := strconv.ParseUint(m[1], 10, 8)
+		if err != nil {
+			return
+		}
+		s := Step{Table: Table(table), Match: m[2]}
+		if tail := stepTail.FindStringSubmatch(m[2]); tail != nil {
+			s.Match = tail[1]
+			p, _ := strconv.ParseUint(tail[2], 10, 16)
+			s.Priority = uint16(p)
+			s.Cookie, _ = strconv.ParseUint(tail[3], 0, 64)
+		}
+		t.Steps = append(t.Steps, s)
+		return
+	}
+	if len(t.Steps) > 0 && strings.HasPrefix(line, "    ") {
+		last := &t.Steps[len(t.Steps)-1]
+		last.Actions = append(last.Actions, strings.TrimSpace(line))
+	}
+}
+
+// Dropped is true when the datapath would drop the packet.
+func (t Trace) Dropped() bool { return t.Datapath == "drop" }
+
+// Last is the step that decided: the last one with a flow.
+func (t Trace) Last() Step {
+	for i := len(t.Steps) - 1; i >= 0; i-- {
+		if t.Steps[i].Cookie != 0 {
+			return t.Steps[i]
+		}
+	}
+	return Step{}
+}
