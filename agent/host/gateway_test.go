@@ -163,6 +163,27 @@ func TestEnsureRepairsEachDamageAndIsSilentAfterwards(t *testing.T) {
 	}
 }
 
+func TestAGatewayOfTheUserspaceDatapathTransmitsWithoutOffload(t *testing.T) {
+	newHost(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "twill0"
+	must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TAP})) // what OVS makes there
+	g := testGateway()
+	g.NoOffload = true
+	ensure(t, g)
+	if again := ensure(t, g); len(again) > 0 {
+		t.Errorf("the second Ensure repaired %q, want silence", again)
+	}
+	must(t, netlink.LinkDel(linkOf(t, "twill0")))
+	addBridge(t, "twill0")
+	ensure(t, g)
+	must(t, offload("twill0"))
+	repaired := ensure(t, g)
+	if want := "twill0 had tx-checksum-ip-generic on, now off"; !slices.Contains(repaired, want) {
+		t.Errorf("repaired %q, want %q in it", repaired, want)
+	}
+}
+
 func TestForeignRoutesOnTheGatewayLinkStay(t *testing.T) {
 	g := newGateway(t)
 	ensure(t, g)

@@ -98,20 +98,51 @@ func TestWhatLeavesThePodNetworkIsMasqueradedAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestWithoutAnyRangeThePodNetworkItselfIsNotMasqueraded(t *testing.T) {
+	pod, _, table := newRoutedPod(t)
+	table.NoMasquerade = nil
+	ensure(t, table)
+	host, err := ns.GetCurrentNS()
+	must(t, err)
+	defer host.Close()
+	addAddress(t, "lo", "10.244.1.9/32")
+	if got := sourceSeen(t, host, pod, addrs("10.244.1.9")[0], addrs("10.244.1.5")[0], 5353); got != addrs("10.244.1.9")[0] {
+		t.Errorf("the pod sees %s, want 10.244.1.9", got)
+	}
+}
+
 func TestTunnelPacketsOfPodsAreDroppedAndCounted(t *testing.T) {
 	pod, outside, table := newRoutedPod(t)
+	host, err := ns.GetCurrentNS()
+	must(t, err)
+	defer host.Close()
+	var sockets []*net.UDPConn
+	for _, at := range []ns.NetNS{host, outside} {
+		inside(t, at, func() error {
+			in, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(table.TunnelPort)})
+			sockets = append(sockets, in)
+			return err
+		})
+	}
 	for _, to := range []string{"198.51.100.1", "2001:db8:1::1", "198.51.100.2", "2001:db8:1::2"} {
 		inside(t, pod, func() error {
 			source := ofFamily(podVeth(pod).Addresses, addrs(to)[0])
 			return send(source, addrs(to)[0], int(table.TunnelPort))
 		})
 	}
-	// Another packet along the same way, which the tunnel packets cannot overtake.
+	// Another packet along the same way, which does not overtake the tunnel packets.
 	sourceSeen(t, pod, outside, addrs("10.244.1.5")[0], addrs("198.51.100.2")[0], 5353)
 	count, err := table.Injected(t.Context())
 	must(t, err)
 	if count != 4 {
 		t.Errorf("%d tunnel packets dropped, want 4: to the node and beyond, IPv4 and IPv6", count)
+	}
+	for _, in := range sockets {
+		must(t, in.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+		if _, from, err := in.ReadFromUDPAddrPort(make([]byte, 16)); err == nil {
+			t.Errorf("a tunnel packet came through, from %s", from)
+		}
+		in.Close()
 	}
 }
 
