@@ -121,6 +121,9 @@ func (c ServerConfig) serve(ctx, inFlight context.Context, conn *net.UnixConn) {
 	defer cancel()
 	go watch(conn, cancel)
 	result, err := c.dispatch(gone, req, message.netns)
+	if message.netns != nil {
+		message.netns.Close() // before the answer: the runtime may unmount the namespace right after it
+	}
 	took := time.Since(start)
 	if c.Observe != nil {
 		c.Observe(req.Command, took, err)
