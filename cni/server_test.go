@@ -149,7 +149,7 @@ func TestAHundredCommandsAtOnceAreAllInFlight(t *testing.T) {
 		}
 	}
 	seen := map[string]bool{}
-	for _, req := range fake.asked {
+	for _, req := range fake.all() {
 		seen[req.ContainerID] = true
 	}
 	mu.Lock()
@@ -164,9 +164,9 @@ func TestEachCommandIsOneLogLine(t *testing.T) {
 	a := serve(t, ServerConfig{Handler: fake})
 	e := env("DEL", "CNI_ARGS=K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0")
 	run(t.Context(), e, conf(`"socket":"`+a.socket+`"`))
-	fake.err = errors.New("no such bridge br-twill")
+	fake.fail(errors.New("no such bridge br-twill"))
 	run(t.Context(), e, conf(`"socket":"`+a.socket+`"`))
-	fake.err = nil
+	fake.fail(nil)
 	run(t.Context(), env("STATUS"), conf(`"socket":"`+a.socket+`"`))
 	got := regexp.MustCompile(`took="?[^ "]+"?`).ReplaceAllString(a.log.String(), "took=T")
 	want := `level=info msg="CNI command" command=DEL ifname=eth0 pod=shop/web-0 sandbox=sandbox-1 took=T
@@ -258,7 +258,7 @@ func TestCommandsThatOutlastTheGraceAreCancelled(t *testing.T) {
 		close(began)
 		<-ctx.Done()
 	}}
-	fake.err = context.Canceled
+	fake.fail(context.Canceled)
 	a := serve(t, ServerConfig{Handler: fake, Grace: time.Millisecond})
 	output := make(chan string)
 	go func() {
