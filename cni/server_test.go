@@ -184,8 +184,16 @@ func TestAPanicOfTheHandlerIsAnErrorOfOneCommand(t *testing.T) {
 			panic("index out of range")
 		}
 	}}
-	a := serve(t, ServerConfig{Handler: fake})
+	observed := make(chan error, 1)
+	a := serve(t, ServerConfig{Handler: fake, Observe: func(_ string, _ time.Duration, err error) {
+		if err != nil {
+			observed <- err
+		}
+	}})
 	_, out := run(t.Context(), env("DEL"), conf(`"socket":"`+a.socket+`"`))
+	if err := <-observed; !strings.Contains(err.Error(), "index out of range") {
+		t.Errorf("observed: %v", err)
+	}
 	if e := decodeError(t, out); e.Code != ErrInternal || e.Msg != "the agent failed: index out of range" {
 		t.Errorf("%+v", e)
 	}
