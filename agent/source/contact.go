@@ -10,14 +10,13 @@ import (
 	"github.com/sirupsen/logrus"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 )
 
-// contact knows whether the watch of one kind works. It listens at each list and watch request, since
-// client-go tells its WatchErrorHandler nothing of a watch that it retries by itself, such as at a
-// connection refused. A server that vanishes without closing its connections is noticed within 45 s,
+// contact knows whether the watch of one kind works. It hears what client-go tells its
+// WatchErrorHandler, and listens at each watch request itself, since a watch that succeeds is not told
+// there, nor one that client-go retries by itself, such as at a connection refused. A server that vanishes without closing its connections is noticed within 45 s,
 // by the HTTP/2 pings of client-go.
 type contact struct {
 	kind string
@@ -40,14 +39,9 @@ func newContact(kind string, log logrus.FieldLogger) *contact {
 // attend returns lw with this contact listening.
 func (c *contact) attend(lw *cache.ListWatch) *cache.ListWatch {
 	return &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			list, err := lw.ListWithContext(ctx, options)
-			if err != nil {
-				c.broken(ctx, err)
-			}
-			// A list that succeeds proves little: the watch is what keeps us up to date.
-			return list, err
-		},
+		// A list that succeeds proves little, the watch is what keeps us up to date; and one that fails
+		// gets to the WatchErrorHandler.
+		ListWithContextFunc: lw.ListWithContextFunc,
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			w, err := lw.WatchWithContext(ctx, options)
 			if err != nil {
