@@ -97,11 +97,11 @@ func receive(c net.Conn) ([]byte, error) {
 func reason(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("there is no such socket (%w)", syscall.ENOENT)
+		return errors.New("there is no such socket")
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("nobody listens there (%w)", syscall.ECONNREFUSED)
+		return errors.New("nobody listens there")
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("only root may (%w)", syscall.EACCES)
+		return errors.New("permission denied, only root may attach pods")
 	}
 	return err
 }

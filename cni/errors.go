@@ -51,7 +51,7 @@ type Error struct {
 // Errorf makes an Error; %w works as in fmt.Errorf.
 func Errorf(code uint, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Code: code, Msg: err.Error(), cause: errors.Unwrap(err)}
+	return &Error{Code: code, Msg: err.Error(), cause: err}
 }
 
 // Advise adds the remedy and returns e.

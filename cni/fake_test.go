@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,6 +22,7 @@ import (
 // TestMain lets this binary be the plugins of a network: libcni executes it under their names.
 func TestMain(m *testing.M) {
 	if os.Getenv("CNI_COMMAND") == "" {
+		os.Setenv("GORACE", "atexit_sleep_ms=0") // plugins built with -race would end a second late
 		os.Exit(m.Run())
 	}
 	switch filepath.Base(os.Args[0]) {
@@ -55,30 +57,41 @@ func chained(own string) {
 
 // fakeAgent remembers what it was asked and answers what it was told to.
 type fakeAgent struct {
-	err    error
 	during func(ctx context.Context, req *Request)
 
 	mu     sync.Mutex
+	err    error
 	asked  []*Request
 	inodes []uint64 // of the network namespaces that were passed
 }
 
 func (f *fakeAgent) take(ctx context.Context, req *Request, netns *os.File) error {
+	var st syscall.Stat_t
+	if netns != nil {
+		if err := syscall.Fstat(int(netns.Fd()), &st); err != nil {
+			return err
+		}
+	}
 	f.mu.Lock()
 	f.asked = append(f.asked, req)
 	if netns != nil {
-		var st syscall.Stat_t
-		if err := syscall.Fstat(int(netns.Fd()), &st); err != nil {
-			f.mu.Unlock()
-			return err
-		}
 		f.inodes = append(f.inodes, st.Ino)
 	}
 	f.mu.Unlock()
 	if f.during != nil {
 		f.during(ctx, req)
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return f.err
+}
+
+// fail makes the following commands return err.
+func (f *fakeAgent) fail(err error) *fakeAgent {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+	return f
 }
 
 func (f *fakeAgent) Add(ctx context.Context, req *Request, netns *os.File) (*Result, error) {
@@ -110,10 +123,18 @@ func (f *fakeAgent) last(t *testing.T) *Request {
 	return f.asked[len(f.asked)-1]
 }
 
-func (f *fakeAgent) count() int {
+func (f *fakeAgent) all() []*Request {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.asked)
+	return slices.Clone(f.asked)
+}
+
+func (f *fakeAgent) count() int { return len(f.all()) }
+
+func (f *fakeAgent) namespaces() []uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.inodes)
 }
 
 // attached is what the fake agent's ADD makes.

@@ -44,6 +44,7 @@ func (m *message) read(conn *net.UnixConn) error {
 	rights := make([]byte, unix.CmsgSpace(4*4))
 	for {
 		n, oobn, flags, _, err := conn.ReadMsgUnix(chunk, rights)
+		n, oobn = max(n, 0), max(oobn, 0) // both may be -1 beside an error
 		files, rightsErr := descriptors(rights[:oobn])
 		if rightsErr == nil && (flags&unix.MSG_CTRUNC != 0 || len(files) > 1 || len(files) == 1 && m.netns != nil) {
 			rightsErr = Errorf(ErrDecoding, "the plugin sent more than one file descriptor")

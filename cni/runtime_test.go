@@ -81,7 +81,7 @@ func TestARuntimeAttachesChecksAndDetachesInEveryVersion(t *testing.T) {
 			if req.Config.Name != "twill" || req.Config.CNIVersion != cniVersion || req.NetNS != netns || req.IfName != "eth0" {
 				t.Errorf("request: %+v", req)
 			}
-			if !slices.Equal(fake.inodes, []uint64{inode}) {
+			if !slices.Equal(fake.namespaces(), []uint64{inode}) {
 				t.Errorf("the agent got the files %v, want the network namespace %d", fake.inodes, inode)
 			}
 
@@ -92,8 +92,8 @@ func TestARuntimeAttachesChecksAndDetachesInEveryVersion(t *testing.T) {
 				}
 			} else if err != nil {
 				t.Errorf("CHECK: %v", err)
-			} else if fake.last(t).Command != CommandCheck || !slices.Equal(fake.inodes, []uint64{inode, inode}) {
-				t.Errorf("CHECK: the agent got %+v with %v", fake.last(t), fake.inodes)
+			} else if fake.last(t).Command != CommandCheck || !slices.Equal(fake.namespaces(), []uint64{inode, inode}) {
+				t.Errorf("CHECK: the agent got %+v with %v", fake.last(t), fake.namespaces())
 			}
 
 			for range 2 {
@@ -157,7 +157,7 @@ func TestStatusIsTheAgentsOwn(t *testing.T) {
 		t.Errorf("STATUS without an agent: %v", err)
 	}
 
-	limited := serve(t, ServerConfig{Handler: &fakeAgent{err: Errorf(ErrLimited, "ovs-vswitchd is not running")}})
+	limited := serve(t, ServerConfig{Handler: (&fakeAgent{}).fail(Errorf(ErrLimited, "ovs-vswitchd is not running"))})
 	list = network(t, "1.1.0", limited.socket, nil, nil)
 	if err := runtime.GetStatusNetworkList(t.Context(), list); !errors.As(err, &e) || e.Code != ErrLimited || e.Msg != "ovs-vswitchd is not running" {
 		t.Errorf("STATUS of a limited agent: %v", err)
@@ -202,7 +202,7 @@ func TestInAChainTheResultIsAddedToThePreviousOne(t *testing.T) {
 
 func TestAnErrorOfTheAgentReachesTheRuntime(t *testing.T) {
 	netns, _ := sandbox(t)
-	a := serve(t, ServerConfig{Handler: &fakeAgent{err: Errorf(ErrNoFreeAddress, "podCIDR 203.0.113.0/29 has no free address").Advise("give the node a larger podCIDR")}})
+	a := serve(t, ServerConfig{Handler: (&fakeAgent{}).fail(Errorf(ErrNoFreeAddress, "podCIDR 203.0.113.0/29 has no free address").Advise("give the node a larger podCIDR"))})
 	runtime, list := cniRuntime(t), network(t, "1.0.0", a.socket, nil, nil)
 	_, err := runtime.AddNetworkList(t.Context(), list, attachment(netns))
 	want := `plugin type="twill-cni" failed (add): podCIDR 203.0.113.0/29 has no free address; give the node a larger podCIDR`

@@ -91,16 +91,12 @@ func Serve(ctx context.Context, c ServerConfig) error {
 
 // serve handles one connection: reads a request until ctx ends, carries it out until inFlight does.
 func (c ServerConfig) serve(ctx, inFlight context.Context, conn *net.UnixConn) {
-	log := c.Log
-	var req *Request
-	start := time.Now()
 	defer func() {
 		if p := recover(); p != nil {
-			log.WithField("panic", p).Errorf("CNI: the handler of a command panicked\n%s", debug.Stack())
-			c.respond(log, conn, nil, Errorf(ErrInternal, "the agent failed: %v", p).Advise("its log says where"))
+			c.respond(conn, nil, c.panicked(p))
 		}
 	}()
-
+	start := time.Now()
 	message, err := c.receive(ctx, conn)
 	if message.netns != nil {
 		defer message.netns.Close()
@@ -108,12 +104,13 @@ func (c ServerConfig) serve(ctx, inFlight context.Context, conn *net.UnixConn) {
 	if errors.Is(err, errNoRequest) {
 		return
 	}
+	var req *Request
 	if err == nil {
 		req, err = message.request()
 	}
 	if err != nil {
-		log.WithError(err).Warn("CNI: request refused")
-		c.respond(log, conn, nil, err)
+		c.Log.WithError(err).Warn("CNI: request refused")
+		c.respond(conn, nil, err)
 		return
 	}
 
@@ -121,15 +118,24 @@ func (c ServerConfig) serve(ctx, inFlight context.Context, conn *net.UnixConn) {
 	defer cancel()
 	go watch(conn, cancel)
 	result, err := c.dispatch(gone, req, message.netns)
+	if message.netns != nil {
+		message.netns.Close() // before the answer: the runtime may unmount the namespace right after it
+	}
 	took := time.Since(start)
 	if c.Observe != nil {
 		c.Observe(req.Command, took, err)
 	}
 	c.logCommand(req, took, err)
-	c.respond(log, conn, result, err)
+	c.respond(conn, result, err)
 }
 
-func (c ServerConfig) dispatch(ctx context.Context, req *Request, netns *os.File) (*Result, error) {
+// dispatch calls the handler. Its panic is an error of the one command.
+func (c ServerConfig) dispatch(ctx context.Context, req *Request, netns *os.File) (result *Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = c.panicked(p)
+		}
+	}()
 	switch req.Command {
 	case CommandAdd:
 		return c.Handler.Add(ctx, req, netns)
@@ -144,7 +150,12 @@ func (c ServerConfig) dispatch(ctx context.Context, req *Request, netns *os.File
 	}
 }
 
-func (c ServerConfig) respond(log logrus.FieldLogger, conn *net.UnixConn, result *Result, err error) {
+func (c ServerConfig) panicked(p any) error {
+	c.Log.WithField("panic", p).Errorf("CNI: a command panicked\n%s", debug.Stack())
+	return Errorf(ErrInternal, "the agent failed: %v", p).Advise("its log says where")
+}
+
+func (c ServerConfig) respond(conn *net.UnixConn, result *Result, err error) {
 	resp := Response{Version: WireVersion, Result: result}
 	if err != nil {
 		resp = Response{Version: WireVersion, Error: asError(err)}
@@ -155,7 +166,7 @@ func (c ServerConfig) respond(log logrus.FieldLogger, conn *net.UnixConn, result
 		_, err = conn.Write(line)
 	}
 	if err != nil {
-		log.WithError(err).Warn("CNI: the plugin did not take its answer; the runtime will repeat the command")
+		c.Log.WithError(err).Warn("CNI: the plugin did not take its answer; the runtime will repeat the command")
 	}
 }
 

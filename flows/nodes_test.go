@@ -15,9 +15,9 @@ import (
 var compareNetip = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 var comparePrefix = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 
-// node makes a Node that was created in second age; a claim with a slash is a podCIDR, others are
+// claimant makes a Node that was created in second age; a claim with a slash is a podCIDR, others are
 // addresses.
-func node(name string, age int, claims ...string) Node {
+func claimant(name string, age int, claims ...string) Node {
 	n := Node{Name: name, UID: "uid-" + name, Created: time.Unix(int64(age), 0)}
 	for _, c := range claims {
 		if strings.Contains(c, "/") {
@@ -55,39 +55,39 @@ func TestTheElderNodeKeepsWhatTwoNodesClaim(t *testing.T) {
 		want  string
 	}{{
 		"nothing shared",
-		[]Node{node("a", 1, "10.244.0.0/24", "2001:db8:0:1::/64", "198.51.100.1"), node("b", 2, "10.244.1.0/24", "2001:db8:0:2::/64", "198.51.100.2")},
+		[]Node{claimant("a", 1, "10.244.0.0/24", "2001:db8:0:1::/64", "198.51.100.1"), claimant("b", 2, "10.244.1.0/24", "2001:db8:0:2::/64", "198.51.100.2")},
 		"a [10.244.0.0/24 2001:db8:0:1::/64] [198.51.100.1]\nb [10.244.1.0/24 2001:db8:0:2::/64] [198.51.100.2]\n",
 	}, {
 		"equal podCIDR, the other family stays",
-		[]Node{node("a", 2, "10.244.0.0/24", "2001:db8:0:1::/64", "198.51.100.1"), node("b", 1, "10.244.0.0/24", "2001:db8:0:2::/64", "198.51.100.2")},
+		[]Node{claimant("a", 2, "10.244.0.0/24", "2001:db8:0:1::/64", "198.51.100.1"), claimant("b", 1, "10.244.0.0/24", "2001:db8:0:2::/64", "198.51.100.2")},
 		"a [2001:db8:0:1::/64] [198.51.100.1]\nb [10.244.0.0/24 2001:db8:0:2::/64] [198.51.100.2]\na: podCIDR 10.244.0.0/24 is held by b\n",
 	}, {
 		"the order of the families is the object's",
-		[]Node{node("a", 1, "2001:db8:0:1::/64", "10.244.0.0/24")},
+		[]Node{claimant("a", 1, "2001:db8:0:1::/64", "10.244.0.0/24")},
 		"a [2001:db8:0:1::/64 10.244.0.0/24] []\n",
 	}, {
 		"a range around that of an elder",
-		[]Node{node("wide", 2, "10.244.0.0/16"), node("old", 1, "10.244.7.0/24"), node("older", 0, "10.244.9.0/24")},
+		[]Node{claimant("wide", 2, "10.244.0.0/16"), claimant("old", 1, "10.244.7.0/24"), claimant("older", 0, "10.244.9.0/24")},
 		"old [10.244.7.0/24] []\nolder [10.244.9.0/24] []\nwide [] []\nwide: podCIDR 10.244.0.0/16 is held by older\n",
 	}, {
 		"a range within that of an elder",
-		[]Node{node("wide", 1, "10.244.0.0/16"), node("young", 2, "10.244.7.0/24")},
+		[]Node{claimant("wide", 1, "10.244.0.0/16"), claimant("young", 2, "10.244.7.0/24")},
 		"wide [10.244.0.0/16] []\nyoung [] []\nyoung: podCIDR 10.244.7.0/24 is held by wide\n",
 	}, {
 		"a refused claim blocks nobody",
-		[]Node{node("a", 1, "10.244.1.0/24"), node("b", 2, "10.244.0.0/16"), node("c", 3, "10.244.2.0/24")},
+		[]Node{claimant("a", 1, "10.244.1.0/24"), claimant("b", 2, "10.244.0.0/16"), claimant("c", 3, "10.244.2.0/24")},
 		"a [10.244.1.0/24] []\nb [] []\nc [10.244.2.0/24] []\nb: podCIDR 10.244.0.0/16 is held by a\n",
 	}, {
 		"one address, names decide in the same second",
-		[]Node{node("b", 1, "198.51.100.1", "2001:db8::b"), node("a", 1, "198.51.100.1")},
+		[]Node{claimant("b", 1, "198.51.100.1", "2001:db8::b"), claimant("a", 1, "198.51.100.1")},
 		"a [] [198.51.100.1]\nb [] [2001:db8::b]\nb: address 198.51.100.1 is held by a\n",
 	}, {
 		"the same claim twice in one Node",
-		[]Node{node("a", 1, "10.244.0.0/24", "10.244.0.0/24", "198.51.100.1", "198.51.100.1")},
+		[]Node{claimant("a", 1, "10.244.0.0/24", "10.244.0.0/24", "198.51.100.1", "198.51.100.1")},
 		"a [10.244.0.0/24] [198.51.100.1]\n",
 	}, {
 		"two Nodes of one name",
-		[]Node{node("a", 2, "10.244.0.0/24"), node("a", 1, "10.244.1.0/24")},
+		[]Node{claimant("a", 2, "10.244.0.0/24"), claimant("a", 1, "10.244.1.0/24")},
 		"a [10.244.1.0/24] []\na: name a is held by a\n",
 	}} {
 		t.Run(c.name, func(t *testing.T) {
@@ -100,8 +100,8 @@ func TestTheElderNodeKeepsWhatTwoNodesClaim(t *testing.T) {
 
 func TestARefusalNamesBothNodesAndTheRemedy(t *testing.T) {
 	_, refused := Admit([]Node{
-		node("worker-1", 1, "10.244.0.0/16", "198.51.100.1"),
-		node("worker-2", 2, "10.244.1.0/24", "198.51.100.1"),
+		claimant("worker-1", 1, "10.244.0.0/16", "198.51.100.1"),
+		claimant("worker-2", 2, "10.244.1.0/24", "198.51.100.1"),
 	})
 	want := []Refusal{{
 		Node: "worker-2", Holder: "worker-1", What: "address 198.51.100.1",
@@ -118,7 +118,7 @@ func TestARefusalNamesBothNodesAndTheRemedy(t *testing.T) {
 }
 
 func TestRemovingTheHolderHealsTheRefusedNode(t *testing.T) {
-	holder, loser := node("a", 1, "10.244.0.0/24", "198.51.100.1"), node("b", 2, "10.244.0.0/24", "198.51.100.1")
+	holder, loser := claimant("a", 1, "10.244.0.0/24", "198.51.100.1"), claimant("b", 2, "10.244.0.0/24", "198.51.100.1")
 	if _, refused := Admit([]Node{holder, loser}); len(refused) != 2 {
 		t.Fatalf("refused = %v, want podCIDR and address of b", refused)
 	}
@@ -220,24 +220,24 @@ func repeats(nodes []Node) bool {
 	})
 }
 
-func cluster(size int) []Node {
+func disjoint(size int) []Node {
 	var nodes []Node
 	for i := range size {
-		nodes = append(nodes, node(fmt.Sprint("n", i), i,
+		nodes = append(nodes, claimant(fmt.Sprint("n", i), i,
 			fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255), fmt.Sprintf("2001:db8:0:%x::/64", i), fmt.Sprintf("198.18.%d.%d", i>>8, i&255)))
 	}
 	return nodes
 }
 
 func BenchmarkAdmit5000Nodes(b *testing.B) {
-	nodes := cluster(5000)
+	nodes := disjoint(5000)
 	for b.Loop() {
 		Admit(nodes)
 	}
 }
 
 func BenchmarkAdmit5000NodesThatAllOverlap(b *testing.B) {
-	nodes := append(cluster(5000), node("wide", 9999, "10.0.0.0/8", "2001:db8::/32"))
+	nodes := append(disjoint(5000), claimant("wide", 9999, "10.0.0.0/8", "2001:db8::/32"))
 	for b.Loop() {
 		Admit(nodes)
 	}

@@ -1,17 +1,17 @@
 package ovs
 
 import (
-	"maps"
 	"strings"
 	"testing"
 
 	"github.com/twill-net/twill/test/ovsd"
 )
 
-// dump is the configuration of all bridges but ours, for "foreign things did not change".
-func dump(t testing.TB, o *ovsd.OVS, table, name string) string {
+// configuration is what people have set on a bridge, without what ovs-vswitchd reports of it.
+func configuration(t testing.TB, o *ovsd.OVS, bridge string) string {
 	t.Helper()
-	return vsctl(t, o, "list", table, name)
+	return vsctl(t, o, "--columns=_uuid,name,ports,datapath_type,fail_mode,protocols,controller,mirrors,flow_tables,other_config,external_ids",
+		"list", "Bridge", bridge)
 }
 
 func TestEnsureBridgeCreatesEverythingAndIsThenContent(t *testing.T) {
@@ -44,13 +44,7 @@ func TestEnsureBridgeCreatesEverythingAndIsThenContent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expect(t, "flows with names", tidy(out), " table=classify, actions=drop\n table=spoof_guard, actions=drop")
-}
-
-// tidy is a dump without its header.
-func tidy(dump string) string {
-	_, flows, _ := strings.Cut(dump, "\n")
-	return strings.TrimRight(flows, "\n")
+	expect(t, "flows with names", out, " table=classify, actions=drop\n table=\"spoof_guard\", actions=drop\n")
 }
 
 func TestEnsureBridgeRepairsEachDamageAndNothingElse(t *testing.T) {
@@ -118,10 +112,10 @@ func TestTheTunnelTypeIsChangedInPlace(t *testing.T) {
 func TestABridgeOfOthersThatIsInUseIsOccupied(t *testing.T) {
 	o, d := start(t)
 	vsctl(t, o, "add-br", "br-twill", "--", "add-port", "br-twill", "eth7")
-	before := dump(t, o, "Bridge", "br-twill")
+	before := configuration(t, o, "br-twill")
 	_, err := d.EnsureBridge(testContext(t), spec())
 	expectError(t, err, "bridge br-twill", "not ours (no external_ids twill=bridge)", "occupied by eth7", "choose another bridge name", "ovs-vsctl del-br br-twill")
-	expect(t, "the occupied bridge", dump(t, o, "Bridge", "br-twill"), before)
+	expect(t, "the occupied bridge", configuration(t, o, "br-twill"), before)
 }
 
 func TestAnEmptyBridgeOfThatNameIsAdopted(t *testing.T) {
@@ -138,7 +132,11 @@ func TestAnEmptyBridgeOfThatNameIsAdopted(t *testing.T) {
 func TestAForeignBridgeStaysAsItIs(t *testing.T) {
 	o, d := start(t)
 	vsctl(t, o, "add-br", "br-other", "--", "add-port", "br-other", "eth7", "--", "set", "Interface", "eth7", "external_ids:a=b")
-	before := dump(t, o, "Bridge", "br-other") + dump(t, o, "Port", "eth7") + vsctl(t, o, "--columns=name,external_ids,ofport,type", "list", "Interface", "eth7")
+	foreign := func() string {
+		return configuration(t, o, "br-other") + vsctl(t, o, "list", "Port", "eth7") +
+			vsctl(t, o, "--columns=_uuid,name,external_ids,ofport,type", "list", "Interface", "eth7")
+	}
+	before := foreign()
 	ctx := testContext(t)
 	s := spec()
 	ensure(t, d, s)
@@ -150,8 +148,7 @@ func TestAForeignBridgeStaysAsItIs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	after := dump(t, o, "Bridge", "br-other") + dump(t, o, "Port", "eth7") + vsctl(t, o, "--columns=name,external_ids,ofport,type", "list", "Interface", "eth7")
-	expect(t, "the foreign bridge", after, before)
+	expect(t, "the foreign bridge", foreign(), before)
 	expect(t, "bridges", vsctl(t, o, "list-br"), "br-other")
 
 	s.Ports[1].Name = "eth7"
@@ -186,7 +183,7 @@ func TestAnOpenFlowNumberThatIsTakenIsAnError(t *testing.T) {
 func TestABridgeWithoutAMarkIsRefused(t *testing.T) {
 	_, d := start(t)
 	s := spec()
-	s.ExternalIDs = maps.Clone(map[string]string{})
+	s.ExternalIDs = nil
 	_, err := d.EnsureBridge(testContext(t), s)
 	expectError(t, err, "bridge br-twill", "needs external_ids")
 }

@@ -50,19 +50,22 @@ func ParseFlows(r io.Reader) ([]Installed, error) {
 	return flows, nil
 }
 
-// cutActions divides a flow before "actions=", which begins the line or follows a space or comma.
+// cutActions divides a flow before "actions=", which begins the line or follows a space or comma, and
+// is not part of a quoted name.
 func cutActions(line string) (head, actions string, ok bool) {
 	const mark = "actions="
-	for from := 0; ; {
-		i := strings.Index(line[from:], mark)
-		if i < 0 {
-			return "", "", false
-		}
-		if i += from; i == 0 || line[i-1] == ' ' || line[i-1] == ',' {
+	quoted := false
+	for i := 0; i < len(line); i++ {
+		switch c := line[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && c == mark[0] && strings.HasPrefix(line[i:], mark) && (i == 0 || line[i-1] == ' ' || line[i-1] == ','):
 			return line[:i], line[i+len(mark):], true
 		}
-		from = i + len(mark)
 	}
+	return "", "", false
 }
 
 // parse takes apart what stands before the actions: fields of the flow, then the match. Only the

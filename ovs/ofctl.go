@@ -36,7 +36,8 @@ type Error struct {
 	// Reason is ovs-ofctl's own sentence.
 	Reason string
 	// Line is the offending line of the bundle, counted from 1, and Text what it says, when ovs-ofctl
-	// names a line: what it can parse but the switch refuses, it shows in Reason instead.
+	// names a line. For what it could parse and the switch refused it names none: then Reason has
+	// OpenFlow's error and the refused message.
 	Line int
 	Text string
 	// Err is how ovs-ofctl ended.
@@ -111,7 +112,7 @@ func (s *Switch) run(ctx context.Context, stdin, op string, args ...string) (str
 	if err != nil {
 		return "", fmt.Errorf("ovs-ofctl is missing: install openvswitch-switch: %w", err)
 	}
-	argv := []string{"-O", "OpenFlow15"}
+	argv := []string{"-O", "OpenFlow15", "-vconsole:off"} // its log is not its answer
 	var rest []string
 	for _, a := range args {
 		if strings.HasPrefix(a, "--") {
@@ -133,17 +134,23 @@ func (s *Switch) run(ctx context.Context, stdin, op string, args ...string) (str
 }
 
 // lineNumber is how ovs-ofctl says where in its input it stopped: "ovs-ofctl: -:3: unknown keyword".
-var lineNumber = regexp.MustCompile(`(?m)^ovs-ofctl: -:(\d+): `)
+var lineNumber = regexp.MustCompile(`(?m)^ovs-ofctl: -:(\d+): (.*)$`)
+
+// refusal is how ovs-ofctl shows what the switch refused: "Error OFPBAC_BAD_OUT_GROUP for: OFPT_FLOW_MOD
+// (OF1.5) (xid=0x7):", then the message, on the same line or on the next. What follows about the
+// bundle as a whole (OFPBFC_MSG_FAILED) says nothing more.
+var refusal = regexp.MustCompile(`(?m)^Error (\w+) for: (\w+) \([^)]*\) \(xid=\w+\):\s*(.*)$`)
 
 func (s *Switch) failure(op, stdin, stderr string, err error) error {
-	e := &Error{Op: op, Target: s.target, Err: err, Reason: strings.TrimSpace(stderr)}
+	e := &Error{Op: op, Target: s.target, Err: err, Reason: strings.TrimPrefix(strings.TrimSpace(stderr), "ovs-ofctl: ")}
 	if m := lineNumber.FindStringSubmatch(stderr); m != nil {
-		e.Reason = strings.TrimSpace(strings.TrimPrefix(e.Reason, strings.TrimSuffix(m[0], " ")))
+		e.Reason = m[2]
 		e.Line, _ = strconv.Atoi(m[1]) // digits, by the pattern
 		if lines := strings.Split(stdin, "\n"); e.Line >= 1 && e.Line <= len(lines) {
 			e.Text = lines[e.Line-1]
 		}
+	} else if m := refusal.FindStringSubmatch(stderr); m != nil {
+		e.Reason = fmt.Sprintf("the switch refused %s: %s: %s", m[2], m[1], m[3])
 	}
-	e.Reason = strings.TrimPrefix(e.Reason, "ovs-ofctl: ")
 	return e
 }

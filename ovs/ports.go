@@ -61,11 +61,7 @@ func (d *DB) AddPort(ctx context.Context, bridge string, p Port) (Port, error) {
 // transaction is under way share the next one. A port of that name on this bridge, with the same
 // external_ids, is adopted; any other is an error.
 func (d *DB) StartPort(ctx context.Context, bridge string, p Port) error {
-	err := d.batch.do(ctx, []string{p.Name}, func(t *txn) error { return d.buildPort(t, bridge, p) })
-	if err == nil {
-		err = d.await(ctx, func() (bool, error) { _, ok := d.port(bridge, p.Name); return ok, nil })
-	}
-	if err != nil {
+	if err := d.batch.do(ctx, []string{p.Name}, func(t *txn) error { return d.buildPort(t, bridge, p) }); err != nil {
 		return fmt.Errorf("adding port %s to bridge %s: %w", p.Name, bridge, err)
 	}
 	return nil

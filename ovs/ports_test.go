@@ -211,13 +211,18 @@ func TestAddAndDeleteOfOneNameAtOnceLeaveAnHonestAnswer(t *testing.T) {
 	}
 }
 
-// BenchmarkAddPort measures one port until its number is known, which should be little more than
-// ovs-vswitchd's own reconfiguration. It uses dummy devices: no device is opened.
+// BenchmarkAddPort measures one port until its number is known, on dummy devices. Nearly all of it
+// should be ovs-vswitchd's own reconfiguration: "commit-ns" is the part until OVSDB has the row.
 func BenchmarkAddPort(b *testing.B) {
 	_, d := bridged(b)
+	var commit time.Duration
 	for n := 0; b.Loop(); n++ {
-		name := fmt.Sprintf("p%d", n)
-		if _, err := d.AddPort(b.Context(), "br-twill", Port{Name: name}); err != nil {
+		name, began := fmt.Sprintf("p%d", n), time.Now()
+		if err := d.StartPort(b.Context(), "br-twill", Port{Name: name}); err != nil {
+			b.Fatal(err)
+		}
+		commit += time.Since(began)
+		if _, err := d.WaitPort(b.Context(), "br-twill", name); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()
@@ -226,4 +231,5 @@ func BenchmarkAddPort(b *testing.B) {
 		}
 		b.StartTimer()
 	}
+	b.ReportMetric(float64(commit.Nanoseconds())/float64(b.N), "commit-ns/op")
 }

@@ -66,7 +66,8 @@ func mapOf[K comparable, V any](m map[K]V) ovsdb.OvsMap {
 }
 
 // commit sends the transaction, once the connection is there. A nil error means that every operation
-// succeeded; none is sent when there are none.
+// succeeded, and that the rows that are read show it: the server sends us our own change before the
+// answer, and libovsdb takes them in that order. A transaction without operations is not sent.
 func (d *DB) commit(ctx context.Context, t *txn) error {
 	if len(t.ops) == 0 {
 		return nil

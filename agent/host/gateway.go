@@ -141,34 +141,34 @@ func (r *repair) attributes() error {
 	return errors.Join(failed...)
 }
 
-// addresses removes global addresses that are not wanted and adds those that are missing, in this
-// order: IPv6 refuses an address that is there with another prefix length.
+// addresses adds what is missing and removes global addresses that are not wanted, in this order:
+// with its last IPv4 address a link loses its routes and neighbours. Only an IPv6 address that is there
+// with another prefix length, or unusable, goes first: the kernel refuses to have it twice.
 func (r *repair) addresses() error {
 	there, err := dump(func() ([]netlink.Addr, error) { return r.h.AddrList(r.link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list the addresses of %s: %w", r.Link, err)
 	}
-	missing := map[netip.Prefix]bool{}
+	lacks := map[netip.Prefix]bool{}
 	for _, a := range r.Addresses {
-		missing[single(a)] = true
+		lacks[single(a)] = true
 	}
-	var failed []error
+	var first, last []netlink.Addr
 	for _, a := range there {
 		p := fromIPNet(a.IPNet)
-		unusable := a.Flags&unix.IFA_F_DADFAILED != 0
+		inTheWay := p.Addr().Is6() && lacks[single(p.Addr())]
 		switch {
-		case missing[p] && !unusable:
-			delete(missing, p)
-		case missing[p] || a.Scope == int(netlink.SCOPE_UNIVERSE):
-			if err := r.h.AddrDel(r.link, &netlink.Addr{IPNet: a.IPNet}); err != nil {
-				failed = append(failed, fmt.Errorf("remove stale address %s from %s: %w", p, r.Link, err))
-			} else {
-				r.say("had stale address %s, removed", p)
-			}
+		case lacks[p] && a.Flags&unix.IFA_F_DADFAILED == 0:
+			delete(lacks, p)
+		case inTheWay:
+			first = append(first, a)
+		case a.Scope == int(netlink.SCOPE_UNIVERSE):
+			last = append(last, a)
 		}
 	}
+	failed := r.removeAddresses(first)
 	for _, a := range r.Addresses {
-		if !missing[single(a)] {
+		if !lacks[single(a)] {
 			continue
 		}
 		if err := r.h.AddrReplace(r.link, addressRequest(a)); err != nil {
@@ -177,7 +177,22 @@ func (r *repair) addresses() error {
 			r.say("lacked address %s, added", single(a))
 		}
 	}
-	return errors.Join(failed...)
+	return errors.Join(append(failed, r.removeAddresses(last)...)...)
+}
+
+func (r *repair) removeAddresses(stale []netlink.Addr) (failed []error) {
+	for _, a := range stale {
+		p := fromIPNet(a.IPNet)
+		err := r.h.AddrDel(r.link, &netlink.Addr{IPNet: a.IPNet})
+		switch {
+		case errors.Is(err, unix.EADDRNOTAVAIL): // it went with another one
+		case err != nil:
+			failed = append(failed, fmt.Errorf("remove stale address %s from %s: %w", p, r.Link, err))
+		default:
+			r.say("had stale address %s, removed", p)
+		}
+	}
+	return failed
 }
 
 // nextHop is the next hop of the family of a.

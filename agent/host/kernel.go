@@ -45,6 +45,20 @@ func routeSocket() (*netlink.Handle, error) {
 	return h, nil
 }
 
+// listLinks lists the links of the namespace of the calling thread.
+func listLinks() ([]netlink.Link, error) {
+	h, err := routeSocket()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	links, err := dump(h.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return links, nil
+}
+
 // missing tells whether the kernel said that a link is not there.
 func missing(err error) bool {
 	var none netlink.LinkNotFoundError

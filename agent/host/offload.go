@@ -8,34 +8,51 @@ import (
 	"github.com/safchain/ethtool"
 )
 
-// noOffload turns off what a link leaves to hardware when it transmits, as `ethtool -K LINK tx off`
-// does: checksums, and the segmentation that needs them. It returns the names of the features that it
-// turned off, empty when none was on.
-func noOffload(link string) ([]string, error) {
+// offloads names what a link leaves to hardware when it transmits and could do without: checksums, and
+// the segmentation that needs them. It is what `ethtool -K LINK tx off` turns off.
+func offloads(link string) (names []string, err error) {
+	err = withEthtool(func(tool *ethtool.Ethtool) (err error) { names, err = activeOffloads(tool, link); return })
+	return names, err
+}
+
+// noOffload turns the offloads of a link off and returns their names, none when all were off.
+func noOffload(link string) (names []string, err error) {
+	err = withEthtool(func(tool *ethtool.Ethtool) (err error) {
+		if names, err = activeOffloads(tool, link); err != nil || len(names) == 0 {
+			return err
+		}
+		off := map[string]bool{}
+		for _, name := range names {
+			off[name] = false
+		}
+		if err := tool.Change(link, off); err != nil {
+			return fmt.Errorf("turn off %s of %s: %w", strings.Join(names, ", "), link, err)
+		}
+		return nil
+	})
+	return names, err
+}
+
+func withEthtool(f func(*ethtool.Ethtool) error) error {
 	tool, err := ethtool.NewEthtool()
 	if err != nil {
-		return nil, fmt.Errorf("open an ethtool socket: %w", err)
+		return fmt.Errorf("open an ethtool socket: %w", err)
 	}
 	defer tool.Close()
+	return f(tool)
+}
+
+func activeOffloads(tool *ethtool.Ethtool, link string) (names []string, err error) {
 	features, err := tool.FeaturesWithState(link)
 	if err != nil {
 		return nil, fmt.Errorf("read the offload features of %s: %w", link, err)
 	}
-	off := map[string]bool{}
-	var names []string
 	for name, state := range features {
 		if state.Active && state.Available && !state.NeverChanged && transmitOffload(name) {
-			off[name] = false
 			names = append(names, name)
 		}
 	}
-	if len(names) == 0 {
-		return nil, nil
-	}
 	slices.Sort(names)
-	if err := tool.Change(link, off); err != nil {
-		return nil, fmt.Errorf("turn off %s of %s: %w", strings.Join(names, ", "), link, err)
-	}
 	return names, nil
 }
 

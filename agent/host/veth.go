@@ -211,14 +211,9 @@ func deleteLink(h *netlink.Handle, name string) error {
 
 // Veths lists the links of kind veth in this namespace whose names begin with prefix.
 func Veths(prefix string) ([]string, error) {
-	h, err := routeSocket()
+	links, err := listLinks()
 	if err != nil {
 		return nil, err
-	}
-	defer h.Close()
-	links, err := dump(h.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
 	}
 	var names []string
 	for _, l := range links {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
@@ -168,7 +169,19 @@ func (v Veth) checkHost(h *netlink.Handle, inside netlink.Link) (wrong []string)
 	if attrs.MTU != v.MTU {
 		wrong = append(wrong, fmt.Sprintf("host end %s has an MTU of %d, not %d", v.Host, attrs.MTU, v.MTU))
 	}
+	if v.NoOffload {
+		if on, err := offloads(v.Host); err != nil || len(on) > 0 {
+			wrong = append(wrong, fmt.Sprintf("host end %s %s", v.Host, offloadSentence(on, err)))
+		}
+	}
 	return wrong
+}
+
+func offloadSentence(on []string, err error) string {
+	if err != nil {
+		return fmt.Sprintf("does not tell its offload features: %v", err)
+	}
+	return "has " + strings.Join(on, ", ") + " on"
 }
 
 func (v Veth) checkInside(p *pair) (link netlink.Link, wrong []string) {
@@ -189,6 +202,13 @@ func (v Veth) checkInside(p *pair) (link netlink.Link, wrong []string) {
 	}
 	if attrs.MTU != v.MTU {
 		say("has an MTU of %d, not %d", attrs.MTU, v.MTU)
+	}
+	if v.NoOffload {
+		var on []string
+		err := p.netns.Do(func(ns.NetNS) (err error) { on, err = offloads(v.IfName); return })
+		if err != nil || len(on) > 0 {
+			say("%s", offloadSentence(on, err))
+		}
 	}
 
 	addresses, err := dump(func() ([]netlink.Addr, error) { return p.pod.AddrList(link, netlink.FAMILY_ALL) })

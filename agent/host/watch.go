@@ -30,38 +30,61 @@ const (
 // when ctx ends, after the last call of kick, and an error when a subscription breaks; changes in the
 // meantime are lost, so a caller that starts it again should look at everything once.
 func Watch(ctx context.Context, kick func(cause string)) error {
-	routes, err := subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	w, err := newWatcher(kick)
+	if err != nil {
+		return fmt.Errorf("watch the kernel: %w", err)
+	}
+	return w.run(ctx)
+}
+
+// watcher turns kernel messages into causes.
+type watcher struct {
+	mu   sync.Mutex // held while kick runs
+	kick func(string)
+
+	routes, filters *nl.NetlinkSocket
+	links           map[int]linkState // of the receiver of routes alone
+	touched         bool              // our table is part of the present nftables transaction; of the receiver of filters alone
+}
+
+// newWatcher subscribes, then reads the links, so that no change is missed in between.
+func newWatcher(kick func(cause string)) (*watcher, error) {
+	w := &watcher{kick: kick, links: map[int]linkState{}}
+	var err error
+	w.routes, err = subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH)
 	if err != nil {
-		return fmt.Errorf("subscribe to changes of links, addresses, routes and neighbours: %w", err)
+		return nil, fmt.Errorf("subscribe to changes of links, addresses, routes and neighbours: %w", err)
 	}
-	defer routes.Close()
-	filters, err := subscribe(unix.NETLINK_NETFILTER, nftablesGroup)
+	w.filters, err = subscribe(unix.NETLINK_NETFILTER, nftablesGroup)
 	if err != nil {
-		return fmt.Errorf("subscribe to changes of nftables: %w", err)
+		w.routes.Close()
+		return nil, fmt.Errorf("subscribe to changes of nftables: %w", err)
 	}
-	defer filters.Close()
-	h, err := routeSocket()
+	links, err := listLinks()
 	if err != nil {
-		return err
+		w.close()
+		return nil, err
 	}
-	defer h.Close()
-	links, err := dump(h.LinkList)
-	if err != nil {
-		return fmt.Errorf("list links: %w", err)
-	}
-
-	w := &watcher{kick: kick, links: map[int]linkState{}}
 	for _, l := range links {
 		w.links[l.Attrs().Index] = stateOf(l)
 	}
-	running, cancel := context.WithCancelCause(ctx)
+	return w, nil
+}
+
+func (w *watcher) close() {
+	w.routes.Close()
+	w.filters.Close()
+}
+
+// run receives until ctx ends or a socket breaks.
+func (w *watcher) run(ctx context.Context) error {
+	running, broke := context.WithCancelCause(ctx)
 	var both sync.WaitGroup
-	both.Go(func() { cancel(w.receive(running, routes, w.route)) })
-	both.Go(func() { cancel(w.receive(running, filters, w.filter)) })
+	both.Go(func() { broke(w.receive(running, w.routes, w.route)) })
+	both.Go(func() { broke(w.receive(running, w.filters, w.filter)) })
 	<-running.Done()
-	routes.Close() // ends the receivers
-	filters.Close()
+	w.close() // ends the receivers
 	both.Wait()
 	if ctx.Err() == nil {
 		return fmt.Errorf("watch the kernel: %w", context.Cause(running))
@@ -79,15 +102,6 @@ func subscribe(protocol int, groups ...uint) (*nl.NetlinkSocket, error) {
 		return nil, fmt.Errorf("set its receive buffer: %w", err)
 	}
 	return s, nil
-}
-
-// watcher turns kernel messages into causes.
-type watcher struct {
-	mu   sync.Mutex // held while kick runs
-	kick func(string)
-
-	links   map[int]linkState // of the receiver of route messages alone
-	touched bool              // our table is part of the present nftables transaction; of the other receiver
 }
 
 // linkState is what of a link matters; messages about anything else, counters and queues, are noise.

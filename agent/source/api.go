@@ -96,7 +96,7 @@ func (a *API) follow(k kind) error {
 	link := newContact(k.Kind, a.log)
 	lw := link.attend(cache.NewListWatchFromClient(client, k.resource, metav1.NamespaceAll, fields.Everything()))
 	informer := cache.NewSharedIndexInformer(lw, k.make(), 0, cache.Indexers{})
-	err = informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) { link.broken(err) })
+	err = informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) { link.broken(ctx, err) })
 	if err != nil {
 		return err
 	}

@@ -186,6 +186,10 @@ func TestAServerAwayBeforeTheFirstListMeansNotSynced(t *testing.T) {
 func TestAServerThatGoesAwayTakesNothingWithIt(t *testing.T) {
 	t.Parallel()
 	server, a, w := watching(t)
+	// A watch that has brought something is one that client-go silently tries to take up again.
+	server.set(apiNode("b", "10.244.2.0/24", "198.51.100.22"))
+	w.says(a, "node a [10.244.1.0/24] [198.51.100.1]\nnode b [10.244.2.0/24] [198.51.100.22]\n")
+	w.until("that was told", func() bool { return len(w.heard()) > 0 })
 	server.stop()
 	w.until("the loss was seen", func() bool { return a.Alive() != nil })
 	want := regexp.MustCompile(`^watch of Node in the Kubernetes API is dead since \S+Z \(last established: 20\S+Z\): .`)
@@ -198,7 +202,7 @@ func TestAServerThatGoesAwayTakesNothingWithIt(t *testing.T) {
 	server.remove("a")
 	server.set(apiNode("c", "10.244.3.0/24", "198.51.100.3"))
 	server.start()
-	w.says(a, "node b [10.244.2.0/24] [198.51.100.2]\nnode c [10.244.3.0/24] [198.51.100.3]\n")
+	w.says(a, "node b [10.244.2.0/24] [198.51.100.22]\nnode c [10.244.3.0/24] [198.51.100.3]\n")
 	w.until("it is alive", func() bool { return a.Alive() == nil })
 }
 

@@ -28,7 +28,7 @@ import (
 // apiServer speaks as much of the Kubernetes API over real HTTP as the source uses: list and watch of
 // Nodes in protobuf, Events, version. It can go away and come back at the same address.
 type apiServer struct {
-	t       *testing.T
+	t       testing.TB
 	address string
 	codecs  serializer.CodecFactory
 
@@ -44,7 +44,7 @@ type apiServer struct {
 	events   []string
 }
 
-func newAPIServer(t *testing.T) *apiServer {
+func newAPIServer(t testing.TB) *apiServer {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -40,7 +40,7 @@ func following(t *testing.T) (dir string, m *Manifests, w *witness) {
 	return dir, m, w
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -121,7 +121,7 @@ func fill(t *testing.T, dir, prefix string, files []txtar.File) (found bool) {
 	return found
 }
 
-func write(t *testing.T, path, data string) {
+func write(t testing.TB, path, data string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)

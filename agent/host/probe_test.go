@@ -1,0 +1,107 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/sirupsen/logrus"
+	"github.com/vishvananda/netlink"
+)
+
+// newPeers is a host joined to a second one that has the same link with these addresses.
+func newPeers(t *testing.T, here, there []string) (peer ns.NetNS) {
+	t.Helper()
+	newHost(t)
+	peer = newNetNS(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "uplink"
+	link := netlink.NewVeth(attrs)
+	link.PeerName, link.PeerNamespace = "uplink", netlink.NsFd(peer.Fd())
+	must(t, netlink.LinkAdd(link))
+	setUp(t, "uplink")
+	for _, a := range here {
+		addAddress(t, "uplink", a)
+	}
+	inside(t, peer, func() error {
+		l, err := netlink.LinkByName("uplink")
+		err = errors.Join(err, netlink.LinkSetUp(l))
+		for _, a := range there {
+			request := addressRequest(netip.MustParsePrefix(a).Addr())
+			request.IPNet = toIPNet(netip.MustParsePrefix(a))
+			err = errors.Join(err, netlink.AddrAdd(l, request))
+		}
+		return err
+	})
+	return peer
+}
+
+func newProber(t *testing.T) *Prober {
+	t.Helper()
+	log := logrus.New()
+	log.SetOutput(t.Output())
+	p, err := NewProber(log)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+func TestAPeerAnswersProbesOfBothFamiliesManyAtOnce(t *testing.T) {
+	newPeers(t, []string{"198.51.100.1/24", "2001:db8:1::1/64"}, []string{"198.51.100.2/24", "2001:db8:1::2/64"})
+	p := newProber(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make([]error, 200)
+	for i := range errs {
+		src, dst := addrs("198.51.100.1", "198.51.100.2")[0], addrs("198.51.100.2")[0]
+		if i%2 == 1 {
+			src, dst = addrs("2001:db8:1::1")[0], addrs("2001:db8:1::2")[0]
+		}
+		wg.Go(func() {
+			rtt, err := p.Probe(ctx, src, dst)
+			if err == nil && rtt <= 0 {
+				err = fmt.Errorf("a round trip of %s to %s", rtt, dst)
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+	must(t, errors.Join(errs...))
+	if len(p.waiting) != 0 {
+		t.Errorf("%d probes are still kept", len(p.waiting))
+	}
+}
+
+func TestAProbeLeavesWithTheSourceItWasGiven(t *testing.T) {
+	newPeers(t, []string{"198.51.100.1/24", "203.0.113.1/32"}, []string{"198.51.100.2/24"})
+	p := newProber(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	// The peer has no route back to this source: no reply shows which one was used.
+	if _, err := p.Probe(ctx, addrs("203.0.113.1")[0], addrs("198.51.100.2")[0]); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("from 203.0.113.1: got %v, want no reply", err)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := p.Probe(ctx, addrs("198.51.100.1")[0], addrs("198.51.100.2")[0]); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAProbeWithoutARouteSaysSoAtOnce(t *testing.T) {
+	newHost(t)
+	p := newProber(t)
+	if _, err := p.Probe(t.Context(), netip.Addr{}, addrs("203.0.113.9")[0]); err == nil {
+		t.Error("got no error")
+	}
+}
