@@ -171,7 +171,7 @@ func (l *Lab) addNode(ctx context.Context, n *Node) error {
 		return fmt.Errorf("start Open vSwitch of %s: %w", n.Name, err)
 	}
 	if l.Datapath == "netdev" {
-		if err := run(ctx, n.NetNS(), ovs.Env(), "", "ovs-vsctl",
+		if err := run(ctx, n.NetNS(), ovs.Env(), "", "ovs-vsctl", "--timeout=20",
 			"--", "add-br", "br-phy",
 			"--", "set", "bridge", "br-phy", "datapath_type=netdev",
 			"--", "add-port", "br-phy", "eth0",
@@ -247,7 +247,7 @@ func (l *Lab) removeNode(ctx context.Context, n *Node) error {
 			objects = append(objects, p.manifest()...)
 		}
 	}
-	if err := removeNamespaces(ctx, namespaces); err != nil {
+	if err := removeNamespaces(ctx, namespaces, n.path()); err != nil {
 		return err
 	}
 	if err := l.unplug(n.Name); err != nil {
