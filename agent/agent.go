@@ -194,7 +194,7 @@ func (a *Agent) watchDB(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-a.db.Changed():
-			a.plumbing.kick("ovsdb")
+			a.plumbing.kickBridge()
 			a.loop.kick("ovsdb")
 		}
 	}
