@@ -126,6 +126,21 @@ func TestDeleteOfAMissingPortIsNoError(t *testing.T) {
 	}
 }
 
+func TestAChangeWhileOVSDBIsAwaySaysSo(t *testing.T) {
+	o, d := bridged(t)
+	ctx := testContext(t)
+	if err := o.StopDB(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.await(ctx, func() (bool, error) { return d.Alive() != nil, nil }); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	_, err := d.AddPort(short, "br-twill", Port{Name: "p1"})
+	expectError(t, err, "adding port p1 to bridge br-twill", "deadline exceeded", o.Endpoint(), "is Open vSwitch running")
+}
+
 func TestSetPortIDsOverwritesTheseKeysOnly(t *testing.T) {
 	_, d := bridged(t)
 	ctx := testContext(t)
