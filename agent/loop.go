@@ -41,6 +41,7 @@ type loop struct {
 	last    *flows.World
 	applied Applied
 	failure error
+	beat    time.Time
 }
 
 // wish collects the kicks for one pass.
@@ -62,6 +63,7 @@ type Applied struct {
 func newLoop(l *loop) *loop {
 	l.kicks = make(chan struct{}, 1)
 	l.desired = flows.NewDesired()
+	l.beat = time.Now()
 	return l
 }
 
@@ -245,6 +247,7 @@ func (l *loop) finish(err error) error {
 	l.state.Lock()
 	changed := (err == nil) != (l.failure == nil) || err != nil && l.failure != nil && err.Error() != l.failure.Error()
 	l.failure = err
+	l.beat = time.Now()
 	l.state.Unlock()
 	if changed && err != nil {
 		l.log.WithError(err).Warn("the flows are not in step; trying again")
@@ -263,6 +266,13 @@ func (l *loop) ready() error {
 		return errors.New("no flows have been applied yet")
 	}
 	return nil
+}
+
+// silence is the time since the end of the last pass, good or bad; since the start if there was none.
+func (l *loop) silence() time.Duration {
+	l.state.Lock()
+	defer l.state.Unlock()
+	return time.Since(l.beat)
 }
 
 // view lends the compiled state to a reader. It must neither keep nor change it.

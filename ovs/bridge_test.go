@@ -144,10 +144,11 @@ func TestAForeignBridgeStaysAsItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := d.DeleteBridge(ctx, "br-twill"); err != nil {
+		if err := d.DeleteBridge(ctx, "br-twill", s.ExternalIDs); err != nil {
 			t.Fatal(err)
 		}
 	}
+	expectError(t, d.DeleteBridge(ctx, "br-other", s.ExternalIDs), "bridge br-other is not ours", "ovs-vsctl del-br")
 	expect(t, "the foreign bridge", foreign(), before)
 	expect(t, "bridges", vsctl(t, o, "list-br"), "br-other")
 
