@@ -35,11 +35,9 @@ type Agent struct {
 	peers    *peers
 	health   *health
 
-	mu      sync.Mutex
-	nodes   nodeView
-	synced  bool
-	adopted bool
-	instep  time.Time
+	mu     sync.Mutex
+	nodes  nodeView
+	instep time.Time
 }
 
 // Run runs an agent until ctx ends. It returns an error only for what no waiting can mend: a wrong
