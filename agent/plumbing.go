@@ -39,12 +39,12 @@ type plumbing struct {
 	meter *metrics
 	done  func(cause string) // told after each pass that may matter to flows
 
-	kicks chan string
+	kicks   chan string   // look at everything
+	bridges chan struct{} // look at the bridge only
 
 	mu       sync.Mutex
 	underlay host.Underlay
 	mtu      int
-	netdev   bool
 	failure  error
 	passed   bool
 }
@@ -54,13 +54,22 @@ const hostInterval = 10 * time.Second
 
 func newPlumbing(p *plumbing) *plumbing {
 	p.kicks = make(chan string, 1)
+	p.bridges = make(chan struct{}, 1)
 	return p
 }
 
-// kick asks for a pass. It never blocks.
+// kick asks for a look at everything. It never blocks.
 func (p *plumbing) kick(cause string) {
 	select {
 	case p.kicks <- cause:
+	default:
+	}
+}
+
+// kickBridge asks for a look at the bridge in OVSDB alone: cheap enough for every change of a row.
+func (p *plumbing) kickBridge() {
+	select {
+	case p.bridges <- struct{}{}:
 	default:
 	}
 }
@@ -70,26 +79,31 @@ func (p *plumbing) run(ctx context.Context) {
 	defer tick.Stop()
 	retry := time.NewTimer(0)
 	for {
-		cause := "start"
+		cause, look := "start", p.ensure
 		select {
 		case <-ctx.Done():
 			return
 		case cause = <-p.kicks:
+		case <-p.bridges:
+			cause = "ovsdb"
+			if _, _, err := p.now(); err == nil { // else everything has to be looked at
+				look = p.ensureBridge
+			}
 		case <-tick.C:
 			cause = "tick"
 		case <-retry.C:
 		}
-		if err := p.pass(ctx, cause); err != nil && ctx.Err() == nil {
+		if err := p.pass(ctx, cause, look); err != nil && ctx.Err() == nil {
 			retry.Reset(retryAfter)
 		}
 	}
 }
 
-// pass looks at everything once and repairs it.
-func (p *plumbing) pass(ctx context.Context, cause string) error {
+// pass looks once, at what look looks at, and repairs it.
+func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Context) ([]string, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	changed, err := p.ensure(ctx)
+	changed, err := look(ctx)
 	p.mu.Lock()
 	worse := err != nil && (p.failure == nil || p.failure.Error() != err.Error())
 	better := err == nil && (p.failure != nil || !p.passed)
@@ -115,6 +129,7 @@ func (p *plumbing) pass(ctx context.Context, cause string) error {
 	return err
 }
 
+// ensure looks at everything: which address and MTU, the bridge, the host.
 func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	nodes, err := p.nodes()
 	if err != nil {
@@ -128,7 +143,6 @@ func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	if mtu == 0 {
 		mtu = host.PodMTU(under)
 	}
-	netdev := p.datapath() == "netdev"
 	p.mu.Lock()
 	if under != p.underlay {
 		changed = append(changed, "tunnel address is "+under.Why)
@@ -136,17 +150,26 @@ func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	if mtu != p.mtu {
 		changed = append(changed, fmt.Sprintf("MTU of pods is %d bytes; %s has %d", mtu, under.Link, under.LinkMTU))
 	}
-	p.underlay, p.mtu, p.netdev = under, mtu, netdev
+	p.underlay, p.mtu = under, mtu
 	p.mu.Unlock()
 
-	repaired, err := p.db.EnsureBridge(ctx, p.bridgeSpec(under, mtu))
+	repaired, err := p.ensureBridge(ctx)
 	changed = append(changed, repaired...)
 	if err != nil {
 		return changed, err
 	}
-	gatewayChanged, gatewayErr := p.gateway(nodes, mtu, netdev).Ensure(ctx)
+	gatewayChanged, gatewayErr := p.gateway(nodes, mtu).Ensure(ctx)
 	nftChanged, nftErr := p.nftables(nodes).Ensure(ctx)
 	return append(append(changed, gatewayChanged...), nftChanged...), errors.Join(gatewayErr, nftErr)
+}
+
+// ensureBridge looks at the bridge and its two ports in OVSDB, for the address and MTU of the last look at
+// everything.
+func (p *plumbing) ensureBridge(ctx context.Context) (changed []string, err error) {
+	p.mu.Lock()
+	under, mtu := p.underlay, p.mtu
+	p.mu.Unlock()
+	return p.db.EnsureBridge(ctx, p.bridgeSpec(under, mtu))
 }
 
 // datapath resolves "auto": the kernel's datapath where OVS offers it.
@@ -160,6 +183,9 @@ func (p *plumbing) datapath() string {
 	return "netdev"
 }
 
+// bridgeMark is how a bridge of ours is told from one that happens to have the name.
+func bridgeMark() map[string]string { return map[string]string{"owner": "twill"} }
+
 func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 	names := map[uint8]string{}
 	for _, t := range flows.Tables() {
@@ -167,7 +193,7 @@ func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 	}
 	return ovs.BridgeSpec{
 		Name: p.cfg.Bridge, DatapathType: p.datapath(), TableNames: names,
-		ExternalIDs: map[string]string{"twill-node": p.cfg.NodeName},
+		ExternalIDs: bridgeMark(),
 		Ports: []ovs.PortSpec{
 			{Name: tunnelPortName, Type: string(p.set.tunnelType), OFPort: int(flows.TunnelPort), Options: map[string]string{
 				"remote_ip": "flow", "key": "flow",
@@ -178,8 +204,11 @@ func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 	}
 }
 
-func (p *plumbing) gateway(n nodeView, mtu int, netdev bool) host.Gateway {
-	g := host.Gateway{Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, RouterMAC: flows.RouterMAC(), NoOffload: netdev}
+func (p *plumbing) gateway(n nodeView, mtu int) host.Gateway {
+	g := host.Gateway{
+		Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, RouterMAC: flows.RouterMAC(),
+		NoOffload: p.datapath() == "netdev",
+	}
 	for _, c := range n.self.PodCIDRs {
 		g.Addresses = append(g.Addresses, flows.Gateway(c))
 	}

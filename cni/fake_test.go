@@ -260,7 +260,9 @@ func sandbox(t *testing.T) (string, uint64) {
 	t.Cleanup(func() {
 		ns.Close()
 		if err := testutils.UnmountNS(ns); err != nil {
-			t.Error(err)
+			t.Errorf("somebody still holds the namespace: %v", err)
+			syscall.Unmount(ns.Path(), syscall.MNT_DETACH)
+			os.Remove(ns.Path())
 		}
 	})
 	var st syscall.Stat_t

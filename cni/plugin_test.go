@@ -76,6 +76,7 @@ func TestErrorsReadLikeThis(t *testing.T) {
 		{"ADD without an agent", env("ADD", "CNI_NETNS=/proc/self/ns/net", "CNI_NETNS_OVERRIDE=1"), absent},
 		{"DEL without an agent", env("DEL", "CNI_NETNS="), absent},
 		{"DEL of a vanished namespace, with a broken prevResult, without an agent", env("DEL"), conf(`"socket":"/nowhere/cni.sock"`, `"prevResult":5`, `"ipam":{"type":"host-local"}`)},
+		{"DEL with args without a value, without an agent", env("DEL", "CNI_ARGS=K8S_POD_NAME"), absent},
 		{"GC without an agent", env("GC"), conf(`"socket":"/nowhere/cni.sock"`, `"cni.dev/valid-attachments":[]`)},
 		{"STATUS without an agent", env("STATUS"), absent},
 		{"VERSION of a broken question", env("VERSION"), "{"},

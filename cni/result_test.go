@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,6 +35,9 @@ func TestDiffersFindsEachDamageOfThePreviousResult(t *testing.T) {
 		{"another interface", func(_ *Result, req *Request) { req.IfName = "net1" }, "prevResult has no interface net1 with a sandbox"},
 		{"another MAC", func(r *Result, _ *Request) { r.MAC = "02:00:00:00:00:cc" }, "has the hardware address 02:00:00:00:00:bb, but it was given 02:00:00:00:00:cc"},
 		{"another address", func(r *Result, _ *Request) { r.Addresses[1] = netip.MustParseAddr("2001:db8::6") }, "does not list the address 2001:db8::6 at interface eth0"},
+		{"an address at another interface", func(_ *Result, req *Request) {
+			req.PrevResult = bytes.Replace(raw, []byte(`"interface":1`), []byte(`"interface":0`), 1)
+		}, "does not list the address 203.0.113.5 at interface eth0"},
 		{"no result", func(_ *Result, req *Request) { req.PrevResult = nil }, "prevResult has no interface eth0"},
 	} {
 		r, damaged := attached(), *req

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
@@ -209,6 +210,20 @@ func TestAnErrorOfTheAgentReachesTheRuntime(t *testing.T) {
 	var e *types.Error
 	if !errors.As(err, &e) || e.Code != ErrNoFreeAddress || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
+	}
+}
+
+func TestTheNamespaceIsClosedBeforeTheAnswer(t *testing.T) {
+	netns, _ := sandbox(t)
+	before, after := countOpen(t, netns), -1
+	a := serve(t, ServerConfig{Handler: &fakeAgent{}, Observe: func(string, time.Duration, error) { after = countOpen(t, netns) }})
+	runtime, list := cniRuntime(t), network(t, "1.1.0", a.socket, nil, nil)
+	if _, err := runtime.AddNetworkList(t.Context(), list, attachment(netns)); err != nil {
+		t.Fatal(err)
+	}
+	a.stop()
+	if err := a.wait(); err != nil || before != after {
+		t.Errorf("%d descriptors of the namespace before, %d when the answer is sent; %v", before, after, err)
 	}
 }
 

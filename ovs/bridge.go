@@ -67,9 +67,8 @@ func (d *DB) EnsureBridge(ctx context.Context, spec BridgeSpec) (repaired []stri
 
 // settle waits until ovs-vswitchd has done what the database says, then looks at the ports.
 func (d *DB) settle(ctx context.Context, spec BridgeSpec, barrier bool) error {
-	if barrier { // ovs-vswitchd copies next_cfg to cur_cfg when it is done
-		want := d.root().NextCfg
-		if err := d.await(ctx, func() (bool, error) { r := d.root(); return r != nil && r.CurCfg >= want, nil }); err != nil {
+	if barrier {
+		if err := d.barrier(ctx); err != nil {
 			return fmt.Errorf("ovs-vswitchd has not taken up the change: %w; %s", err, remedyDaemon)
 		}
 	}
@@ -88,11 +87,36 @@ func (d *DB) settle(ctx context.Context, spec BridgeSpec, barrier bool) error {
 	return nil
 }
 
-// DeleteBridge removes a bridge with all its ports. A missing one is no error.
-func (d *DB) DeleteBridge(ctx context.Context, name string) error {
+// barrier waits until ovs-vswitchd has done what the database said last: then it copies next_cfg to
+// cur_cfg, in one transaction with the ofports.
+func (d *DB) barrier(ctx context.Context) error {
+	r := d.root()
+	if r == nil {
+		return d.errNoRoot()
+	}
+	want := r.NextCfg
+	if err := d.await(ctx, func() (bool, error) { r := d.root(); return r != nil && r.CurCfg >= want, nil }); err != nil {
+		return d.because(err)
+	}
+	// libovsdb takes up a transaction table by table, and the ofports may come after cur_cfg. It reads
+	// the answer to an echo only when it is through.
+	d.mu.Lock()
+	s := d.session
+	d.mu.Unlock()
+	return s.client.Echo(ctx)
+}
+
+// DeleteBridge removes a bridge with all its ports. A missing one is no error; one that lacks any of the
+// external_ids of mark belongs to somebody else and is refused.
+func (d *DB) DeleteBridge(ctx context.Context, name string, mark map[string]string) error {
 	b, ok := d.bridge(name)
 	if !ok {
 		return nil
+	}
+	for k, v := range mark {
+		if b.ExternalIDs[k] != v {
+			return fmt.Errorf("bridge %s is not ours: external_ids:%s is %q, not %q; delete it with ovs-vsctl del-br if nobody needs it", name, k, b.ExternalIDs[k], v)
+		}
 	}
 	r := d.root()
 	if r == nil {

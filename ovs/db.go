@@ -46,7 +46,7 @@ const (
 	// attemptTimeout bounds one attempt to connect and to read all rows.
 	attemptTimeout = 10 * time.Second
 	// The pause between attempts grows from the one to the other.
-	firstPause, longestPause = 50 * time.Millisecond, 2 * time.Second
+	firstPause, longestPause = 50 * time.Millisecond, time.Second
 )
 
 // Dial connects to OVSDB and returns when all rows are known. While the server does not answer it
@@ -66,7 +66,17 @@ func Dial(ctx context.Context, c Config) (*DB, error) {
 		d.log = quiet
 	}
 	d.life, d.end = context.WithCancel(context.WithoutCancel(ctx))
-	s, err := d.connect(ctx, func(err error) bool { return !errors.Is(err, errSchema) })
+	said := false
+	s, err := d.connect(ctx, func(err error) bool {
+		if errors.Is(err, errSchema) {
+			return false
+		}
+		if !said {
+			d.log.WithError(err).Info("waiting for OVSDB")
+			said = true
+		}
+		return true
+	})
 	if err != nil {
 		d.end()
 		return nil, err

@@ -62,6 +62,40 @@ func TestFlowsReadsBackWhatApplySent(t *testing.T) {
 	expect(t, "dump of table 30", one, " cookie=0x10, table=30, idle_timeout=600, send_flow_rem reset_counts importance=4, actions=NORMAL\n")
 }
 
+func TestAKilledDaemonComesBackEmptyAndTakesFlowsBeforeTheRestoreIsFinished(t *testing.T) {
+	o, d := bridged(t)
+	s := NewSwitch("br-twill", o.RunDir(), System())
+	ctx := testContext(t)
+	cookies := func() map[uint64]int {
+		t.Helper()
+		got, err := s.Cookies(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if err := s.Apply(ctx, bundle); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.KillDaemon(ctx); err != nil {
+		t.Fatal(err)
+	}
+	expectError(t, s.Apply(ctx, bundle), "ovs-ofctl bundle", "Connection refused")
+	if err := o.StartDaemon(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "what OVSDB says of it", d.Alive(), error(nil))
+	expect(t, "bridge repairs", ensure(t, d, spec()), []string(nil))
+	expect(t, "flows after the restart", cookies(), map[uint64]int{})
+	if err := s.Apply(ctx, bundle); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.FinishRestore(ctx); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "flows after the restore", cookies(), map[uint64]int{0: 1, 0x10: 2, 0xffffffff00000001: 1})
+}
+
 func TestABundleIsAtomicAndItsErrorSaysWhichLine(t *testing.T) {
 	s := switchOf(t)
 	ctx := testContext(t)

@@ -61,7 +61,7 @@ func (d *DB) AddPort(ctx context.Context, bridge string, p Port) (Port, error) {
 // transaction is under way share the next one. A port of that name on this bridge, with the same
 // external_ids, is adopted; any other is an error.
 func (d *DB) StartPort(ctx context.Context, bridge string, p Port) error {
-	if err := d.batch.do(ctx, []string{p.Name}, func(t *txn) error { return d.buildPort(t, bridge, p) }); err != nil {
+	if err := d.change(ctx, []string{p.Name}, func(t *txn) error { return d.buildPort(t, bridge, p) }); err != nil {
 		return fmt.Errorf("adding port %s to bridge %s: %w", p.Name, bridge, err)
 	}
 	return nil
@@ -128,7 +128,7 @@ func (d *DB) DeletePorts(ctx context.Context, bridge string, names ...string) er
 	if len(names) == 0 {
 		return nil
 	}
-	err := d.batch.do(ctx, names, func(t *txn) error {
+	err := d.change(ctx, names, func(t *txn) error {
 		c := d.rows()
 		b, ok := d.bridge(bridge)
 		if !ok {
@@ -153,7 +153,7 @@ func (d *DB) DeletePorts(ctx context.Context, bridge string, names ...string) er
 
 // SetPortIDs overwrites these keys of the port's external_ids and leaves others alone.
 func (d *DB) SetPortIDs(ctx context.Context, bridge, name string, ids map[string]string) error {
-	err := d.batch.do(ctx, []string{name}, func(t *txn) error {
+	err := d.change(ctx, []string{name}, func(t *txn) error {
 		i, ok := d.iface(bridge, name)
 		if !ok {
 			return fmt.Errorf("there is no such port: add it first")

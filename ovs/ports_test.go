@@ -3,8 +3,6 @@ package ovs
 import (
 	"context"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -84,20 +82,7 @@ func TestAPortThatTheDaemonCannotMakeIsRemovedAgain(t *testing.T) {
 }
 
 func TestAPortWithoutADeviceIsRemovedAgainOnARealDatapath(t *testing.T) {
-	if os.Getuid() != 0 {
-		ovsd.Missing(t, "a real datapath needs root")
-	}
-	ovsd.Need(t, "ip")
-	ns := fmt.Sprintf("twill-ovs-%d", os.Getpid())
-	if out, err := exec.Command("ip", "netns", "add", ns).CombinedOutput(); err != nil {
-		ovsd.Missing(t, fmt.Sprintf("no network namespace: %v: %s", err, out))
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("ip", "netns", "del", ns).CombinedOutput(); err != nil {
-			t.Errorf("removing network namespace %s: %v: %s", ns, err, out)
-		}
-	})
-	o := ovsd.ForTest(t, ovsd.Config{NetNS: ns})
+	o := ovsd.ForTest(t, ovsd.Config{NetNS: ovsd.NetNS(t)})
 	d := dial(t, o)
 	ensure(t, d, spec())
 	_, err := d.AddPort(testContext(t), "br-twill", Port{Name: "veth-none"})
@@ -124,6 +109,21 @@ func TestDeleteOfAMissingPortIsNoError(t *testing.T) {
 	if err := d.DeletePorts(ctx, "br-none", "p1"); err != nil {
 		t.Errorf("on a missing bridge: %v", err)
 	}
+}
+
+func TestAChangeWhileOVSDBIsAwaySaysSo(t *testing.T) {
+	o, d := bridged(t)
+	ctx := testContext(t)
+	if err := o.StopDB(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.await(ctx, func() (bool, error) { return d.Alive() != nil, nil }); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	_, err := d.AddPort(short, "br-twill", Port{Name: "p1"})
+	expectError(t, err, "adding port p1 to bridge br-twill", "deadline exceeded", o.Endpoint(), "is Open vSwitch running")
 }
 
 func TestSetPortIDsOverwritesTheseKeysOnly(t *testing.T) {

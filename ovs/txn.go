@@ -2,7 +2,6 @@ package ovs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -79,7 +78,7 @@ func (d *DB) commit(ctx context.Context, t *txn) error {
 		s = d.session
 		return d.lost == nil, nil
 	}); err != nil {
-		return errors.Join(d.Alive(), err)
+		return d.because(err)
 	}
 	results, err := s.client.Transact(ctx, t.ops...)
 	if err != nil {
@@ -99,4 +98,21 @@ func (d *DB) commit(ctx context.Context, t *txn) error {
 		}
 	}
 	return nil
+}
+
+// change commits a change of these ports, together with others.
+func (d *DB) change(ctx context.Context, names []string, build func(*txn) error) error {
+	err := d.batch.do(ctx, names, build)
+	if err != nil && ctx.Err() != nil {
+		err = d.because(err)
+	}
+	return err
+}
+
+// because adds to the error of a wait why it took so long, when that is the connection.
+func (d *DB) because(err error) error {
+	if lost := d.Alive(); lost != nil {
+		return fmt.Errorf("%w (%w)", err, lost)
+	}
+	return err
 }

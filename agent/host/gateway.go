@@ -73,7 +73,8 @@ func (g Gateway) Ensure(ctx context.Context) (repaired []string, err error) {
 }
 
 // Remove takes away what Ensure made, except the link, which belongs to the bridge, and the forwarding
-// sysctls, which others may rely on. A missing link is no error.
+// sysctls, which others may rely on. With the last IPv4 address of the link the kernel drops whatever
+// else was routed by it. A missing link is no error.
 func (g Gateway) Remove(ctx context.Context) error {
 	g.Addresses, g.Routes = nil, nil
 	if err := ctx.Err(); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/sirupsen/logrus"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -325,5 +326,20 @@ func TestTheServerOfAKubeconfigCanBeOverridden(t *testing.T) {
 	}
 	if version, err := a.Version(context.Background()); version != "v1.34.1" || err != nil {
 		t.Errorf("Version() = %q, %v", version, err)
+	}
+}
+
+func TestNeitherOurOwnEndNorAnExpiredVersionIsALossOfTheAPI(t *testing.T) {
+	link := newContact("Node", silent())
+	link.works()
+	ctx, cancel := context.WithCancel(context.Background())
+	link.broken(ctx, apierrors.NewResourceExpired("too old resource version"))
+	if err := link.alive(); err != nil {
+		t.Errorf("an expired version: %v", err)
+	}
+	cancel()
+	link.broken(ctx, ctx.Err())
+	if err := link.alive(); err != nil {
+		t.Errorf("our own end: %v", err)
 	}
 }

@@ -137,7 +137,7 @@ func (m *Manifests) Run(ctx context.Context) error {
 
 // attach watches what is now under the name of the directory, and reads it.
 func (m *Manifests) attach(watcher *fsnotify.Watcher) error {
-	// The error says that it was not watched.
+	// Else what had the name before would be watched as well. The error says that it was not watched.
 	_ = watcher.Remove(m.dir)
 	if err := watcher.Add(m.dir); err != nil {
 		return err

@@ -64,8 +64,8 @@ func (o *OVS) StartDaemon(ctx context.Context, restoreWait bool) error {
 	return err
 }
 
-// StopDaemon ends ovs-vswitchd by SIGTERM; KillDaemon by SIGKILL, which is a crash. Both return when
-// it is gone, and are content when it was not there.
+// StopDaemon ends ovs-vswitchd by SIGTERM; KillDaemon by SIGKILL, which is a crash and leaves its pid
+// file and sockets lying about. Both return when it is gone, and are content when it was not there.
 func (o *OVS) StopDaemon(ctx context.Context) error { return o.end(ctx, vswitchd, unix.SIGTERM) }
 
 // KillDaemon is described at StopDaemon.
@@ -101,23 +101,10 @@ func (o *OVS) end(ctx context.Context, name string, sig unix.Signal) error {
 			return fmt.Errorf("ending %s (pid %d): %w", name, pid, err)
 		}
 		if gone, err := waitGone(ctx, fd, 5*time.Second); err != nil || gone {
-			if err == nil && s == unix.SIGKILL {
-				err = o.sweep(name, pid)
-			}
 			return err
 		}
 	}
 	return fmt.Errorf("%s (pid %d) is still there after SIGKILL", name, pid)
-}
-
-// sweep removes what a killed daemon leaves behind.
-func (o *OVS) sweep(name string, pid int) error {
-	for _, f := range []string{name + ".pid", fmt.Sprintf("%s.%d.ctl", name, pid)} {
-		if err := os.Remove(o.path(f)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
 }
 
 // waitGone waits for the end of the process behind a pidfd.
