@@ -114,8 +114,15 @@ func (a *Agent) build(ctx context.Context) error {
 		}
 		return nil
 	})
+	a.health.watch("peers", a.peers.allTried)
+	if a.cfg.CNIPlugin != "" {
+		a.health.watch(installation, func() error { return errors.New("the plugin is not installed yet") })
+	}
 	return nil
 }
+
+// installation is the one check that installing the plugin does not wait for.
+const installation = "cni configuration"
 
 func (a *Agent) newSource() (source.Source, error) {
 	if a.cfg.Manifests != "" {
@@ -251,7 +258,7 @@ func (a *Agent) serveCNI(ctx context.Context) error {
 
 // install puts plugin and configuration in place as soon as the agent is ready.
 func (a *Agent) install(ctx context.Context) {
-	if a.waitFor(ctx, a.ready) != nil {
+	if a.waitFor(ctx, func() error { return a.readyBut(installation) }) != nil {
 		return
 	}
 	list, err := cni.Conflist(cni.ConflistConfig{Name: "twill", Socket: a.cfg.CNISocket, Portmap: a.cfg.Portmap, Bandwidth: a.cfg.Bandwidth})
@@ -261,13 +268,13 @@ func (a *Agent) install(ctx context.Context) {
 			Plugin: a.cfg.CNIPlugin, BinDir: a.cfg.CNIBinDir, ConfDir: a.cfg.CNIConfDir, ConfName: a.cfg.CNIConfName, Conflist: list,
 		})
 		for _, c := range changed {
-			a.log.Info(c)
+			a.log.Info("installed " + c)
 		}
 	}
 	if err != nil {
 		a.log.WithError(err).Error("the CNI plugin is not installed")
 	}
-	a.health.watch("cni configuration", func() error { return err })
+	a.health.watch(installation, func() error { return err })
 }
 
 // waitFor polls a condition that has no event of its own until it holds or ctx ends.
