@@ -35,11 +35,9 @@ type Agent struct {
 	peers    *peers
 	health   *health
 
-	mu      sync.Mutex
-	nodes   nodeView
-	synced  bool
-	adopted bool
-	instep  time.Time
+	mu     sync.Mutex
+	nodes  nodeView
+	instep time.Time
 }
 
 // Run runs an agent until ctx ends. It returns an error only for what no waiting can mend: a wrong
@@ -92,13 +90,13 @@ func (a *Agent) build(ctx context.Context) error {
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
 		MTU:       func() int { _, mtu, _ := a.plumbing.now(); return mtu },
 		NoOffload: a.plumbing.datapath() == "netdev",
-		RouterMAC: flows.RouterMAC(), Ready: a.ready, Cooldown: a.cfg.Cooldown, Clock: time.Now, Log: a.log,
+		RouterMAC: flows.RouterMAC(), Ready: a.canAttach, Cooldown: a.cfg.Cooldown, Clock: time.Now, Log: a.log,
 	})
 	a.meter.registry.MustRegister(newObserved(observed{
 		usage: a.pods.Usage, peers: a.peers.list, nodes: a.nodesNow, loop: a.loop,
 		age: a.age, ready: a.notReady, timeout: 2 * time.Second,
 	}))
-	a.health.watch("kubernetes", func() error {
+	a.health.watch(checkKubernetes, func() error {
 		if !a.source.Synced() {
 			return errors.Join(errors.New("the first list of Nodes has not been read yet"), a.source.Alive())
 		}
@@ -116,13 +114,10 @@ func (a *Agent) build(ctx context.Context) error {
 	})
 	a.health.watch("peers", a.peers.allTried)
 	if a.cfg.CNIPlugin != "" {
-		a.health.watch(installation, func() error { return errors.New("the plugin is not installed yet") })
+		a.health.watch(checkInstalled, func() error { return errors.New("the plugin is not installed yet") })
 	}
 	return nil
 }
-
-// installation is the one check that installing the plugin does not wait for.
-const installation = "cni configuration"
 
 func (a *Agent) newSource() (source.Source, error) {
 	if a.cfg.Manifests != "" {
@@ -258,7 +253,7 @@ func (a *Agent) serveCNI(ctx context.Context) error {
 
 // install puts plugin and configuration in place as soon as the agent is ready.
 func (a *Agent) install(ctx context.Context) {
-	if a.waitFor(ctx, func() error { return a.readyBut(installation) }) != nil {
+	if a.waitFor(ctx, func() error { return joined(a.health.problems(checkInstalled)) }) != nil {
 		return
 	}
 	list, err := cni.Conflist(cni.ConflistConfig{Name: "twill", Socket: a.cfg.CNISocket, Portmap: a.cfg.Portmap, Bandwidth: a.cfg.Bandwidth})
@@ -274,7 +269,7 @@ func (a *Agent) install(ctx context.Context) {
 	if err != nil {
 		a.log.WithError(err).Error("the CNI plugin is not installed")
 	}
-	a.health.watch(installation, func() error { return err })
+	a.health.watch(checkInstalled, func() error { return err })
 }
 
 // waitFor polls a condition that has no event of its own until it holds or ctx ends.

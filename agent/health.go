@@ -28,8 +28,8 @@ func (h *health) watch(name string, check func() error) {
 }
 
 // problems lists what is wrong, one line for each failing check, in the order in which they were added.
-// Those of the checks left out do not count.
-func (h *health) problems(leftOut ...string) []string {
+// Checks named in except are left out.
+func (h *health) problems(except ...string) []string {
 	h.mu.Lock()
 	names, checks := append([]string(nil), h.order...), make(map[string]func() error, len(h.checks))
 	for n, c := range h.checks {
@@ -38,7 +38,7 @@ func (h *health) problems(leftOut ...string) []string {
 	h.mu.Unlock()
 	var out []string
 	for _, n := range names {
-		if slices.Contains(leftOut, n) {
+		if slices.Contains(except, n) {
 			continue
 		}
 		if err := checks[n](); err != nil {
@@ -52,12 +52,23 @@ func (h *health) problems(leftOut ...string) []string {
 func (a *Agent) notReady() []string { return a.health.problems() }
 
 // ready is nil, or an error with every reason.
-func (a *Agent) ready() error { return a.readyBut() }
+func (a *Agent) ready() error { return joined(a.notReady()) }
 
-// readyBut is ready without some checks.
-func (a *Agent) readyBut(leftOut ...string) error {
+// Names of checks that pods can be attached without.
+const (
+	checkKubernetes = "kubernetes"
+	checkInstalled  = "cni configuration"
+)
+
+// canAttach is nil when an ADD would succeed. The API server may be away: what was read before stays in
+// force.
+func (a *Agent) canAttach() error {
+	return joined(a.health.problems(checkKubernetes, checkInstalled))
+}
+
+func joined(problems []string) error {
 	var errs []error
-	for _, p := range a.health.problems(leftOut...) {
+	for _, p := range problems {
 		errs = append(errs, errors.New(p))
 	}
 	return errors.Join(errs...)
