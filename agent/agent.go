@@ -96,7 +96,7 @@ func (a *Agent) build(ctx context.Context) error {
 	})
 	a.meter.registry.MustRegister(newObserved(observed{
 		usage: a.pods.Usage, peers: a.peers.list, nodes: a.nodesNow, loop: a.loop,
-		age: a.age, ready: a.notReady, timeout: 2 * time.Second,
+		age: a.age, ready: a.notReady, transactions: a.db.Transactions, timeout: 2 * time.Second,
 	}))
 	a.health.watch("kubernetes", func() error {
 		if !a.source.Synced() {
