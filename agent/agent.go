@@ -35,11 +35,9 @@ type Agent struct {
 	peers    *peers
 	health   *health
 
-	mu      sync.Mutex
-	nodes   nodeView
-	synced  bool
-	adopted bool
-	instep  time.Time
+	mu     sync.Mutex
+	nodes  nodeView
+	instep time.Time
 }
 
 // Run runs an agent until ctx ends. It returns an error only for what no waiting can mend: a wrong
@@ -92,13 +90,13 @@ func (a *Agent) build(ctx context.Context) error {
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
 		MTU:       func() int { _, mtu, _ := a.plumbing.now(); return mtu },
 		NoOffload: a.plumbing.datapath() == "netdev",
-		RouterMAC: flows.RouterMAC(), Ready: a.ready, Cooldown: a.cfg.Cooldown, Clock: time.Now, Log: a.log,
+		RouterMAC: flows.RouterMAC(), Ready: a.canAttach, Cooldown: a.cfg.Cooldown, Clock: time.Now, Log: a.log,
 	})
 	a.meter.registry.MustRegister(newObserved(observed{
 		usage: a.pods.Usage, peers: a.peers.list, nodes: a.nodesNow, loop: a.loop,
 		age: a.age, ready: a.notReady, transactions: a.db.Transactions, timeout: 2 * time.Second,
 	}))
-	a.health.watch("kubernetes", func() error {
+	a.health.watch(checkKubernetes, func() error {
 		if !a.source.Synced() {
 			return errors.Join(errors.New("the first list of Nodes has not been read yet"), a.source.Alive())
 		}
@@ -267,7 +265,7 @@ func (a *Agent) install(ctx context.Context) {
 	if err != nil {
 		a.log.WithError(err).Error("the CNI plugin is not installed")
 	}
-	a.health.watch("cni configuration", func() error { return err })
+	a.health.watch(checkInstalled, func() error { return err })
 }
 
 // waitFor polls a condition that has no event of its own until it holds or ctx ends.

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -27,7 +28,8 @@ func (h *health) watch(name string, check func() error) {
 }
 
 // problems lists what is wrong, one line for each failing check, in the order in which they were added.
-func (h *health) problems() []string {
+// Checks named in except are left out.
+func (h *health) problems(except ...string) []string {
 	h.mu.Lock()
 	names, checks := append([]string(nil), h.order...), make(map[string]func() error, len(h.checks))
 	for n, c := range h.checks {
@@ -36,6 +38,9 @@ func (h *health) problems() []string {
 	h.mu.Unlock()
 	var out []string
 	for _, n := range names {
+		if slices.Contains(except, n) {
+			continue
+		}
 		if err := checks[n](); err != nil {
 			out = append(out, fmt.Sprintf("%s: %v", n, err))
 		}
@@ -47,9 +52,23 @@ func (h *health) problems() []string {
 func (a *Agent) notReady() []string { return a.health.problems() }
 
 // ready is nil, or an error with every reason.
-func (a *Agent) ready() error {
+func (a *Agent) ready() error { return joined(a.notReady()) }
+
+// Names of checks that pods can be attached without.
+const (
+	checkKubernetes = "kubernetes"
+	checkInstalled  = "cni configuration"
+)
+
+// canAttach is nil when an ADD would succeed. The API server may be away: what was read before stays in
+// force.
+func (a *Agent) canAttach() error {
+	return joined(a.health.problems(checkKubernetes, checkInstalled))
+}
+
+func joined(problems []string) error {
 	var errs []error
-	for _, p := range a.notReady() {
+	for _, p := range problems {
 		errs = append(errs, errors.New(p))
 	}
 	return errors.Join(errs...)

@@ -15,6 +15,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
+// maxSilence is how long the loop may be silent before /livez fails. The audit makes it pass at least
+// each --audit-interval; a pass that waits for a slow Open vSwitch is far shorter.
+const maxSilence = 5 * time.Minute
+
 // shutdownGrace is how long requests in flight may take once the agent stops.
 const shutdownGrace = 2 * time.Second
 
@@ -35,8 +39,7 @@ func (a *Agent) serveAdmin(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(a.cfg.AdminSocket), 0o700); err != nil {
 		return fmt.Errorf("--admin-socket %s: %w", a.cfg.AdminSocket, err)
 	}
-	if c, err := net.Dial("unix", a.cfg.AdminSocket); err == nil {
-		c.Close()
+	if answers(ctx, a.cfg.AdminSocket) {
 		return fmt.Errorf("--admin-socket %s: another agent listens there; stop it, or choose another path", a.cfg.AdminSocket)
 	}
 	if err := os.Remove(a.cfg.AdminSocket); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -57,8 +60,24 @@ func (a *Agent) serveAdmin(ctx context.Context) error {
 	return serve(ctx, l, mux)
 }
 
+// answers is true when somebody listens on a unix socket.
+func answers(ctx context.Context, socket string) bool {
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
+
 func (a *Agent) healthEndpoints(mux *http.ServeMux) {
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		if age := a.loop.silence(); age > maxSilence {
+			http.Error(w, fmt.Sprintf("the loop has made no pass for %s", age.Round(time.Second)), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		problems := a.notReady()
 		if len(problems) > 0 {

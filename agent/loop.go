@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -38,9 +39,11 @@ type loop struct {
 
 	state   sync.Mutex
 	desired *flows.Desired
+	refused map[flows.Owner]error // owners that could not be compiled
 	last    *flows.World
 	applied Applied
 	failure error
+	beat    time.Time
 }
 
 // wish collects the kicks for one pass.
@@ -61,7 +64,8 @@ type Applied struct {
 
 func newLoop(l *loop) *loop {
 	l.kicks = make(chan struct{}, 1)
-	l.desired = flows.NewDesired()
+	l.desired, l.refused = flows.NewDesired(), map[flows.Owner]error{}
+	l.beat = time.Now()
 	return l
 }
 
@@ -147,7 +151,7 @@ func (l *loop) pass(ctx context.Context, w wish) error {
 	before, failed := l.last, l.failure != nil
 	l.state.Unlock()
 
-	delta, conflicts := l.compile(before, now)
+	delta := l.compile(before, now)
 	if w.readAll || failed || before == nil {
 		live, err := l.live(ctx)
 		if err != nil {
@@ -170,9 +174,6 @@ func (l *loop) pass(ctx context.Context, w wish) error {
 		}
 	}
 	l.report(delta, time.Since(began), strings.Join(w.causes, " "), before == nil)
-	if conflicts != nil {
-		l.log.WithError(conflicts).Error("two objects ask for the same flow")
-	}
 	l.seen(before, now)
 	l.state.Lock()
 	l.last = now
@@ -181,21 +182,40 @@ func (l *loop) pass(ctx context.Context, w wish) error {
 }
 
 // compile replaces what differs between two Worlds. A pass that failed after compiling loses nothing:
-// the next one reads the table back.
-func (l *loop) compile(before, now *flows.World) (flows.Delta, error) {
+// the next one reads the table back. An owner that cannot be compiled has no flows, and is named.
+func (l *loop) compile(before, now *flows.World) flows.Delta {
 	wanted := map[flows.Owner][]flows.Flow{}
-	var problems []error
+	refused := map[flows.Owner]error{}
 	for _, o := range flows.Changed(before, now) {
 		fs, err := flows.Compile(now, o)
 		if err != nil {
-			problems = append(problems, err)
+			refused[o] = err
+			l.log.WithField("owner", o).WithError(err).Error("no flows for this object")
 		}
 		wanted[o] = fs
 	}
 	l.state.Lock()
 	defer l.state.Unlock()
+	for o := range wanted {
+		delete(l.refused, o)
+	}
+	maps.Copy(l.refused, refused)
 	delta, err := l.desired.Replace(wanted)
-	return delta, errors.Join(append(problems, err)...)
+	if err != nil {
+		l.log.WithError(err).Error("two objects ask for the same flow")
+	}
+	return delta
+}
+
+// problems lists what keeps objects from getting the flows they ask for.
+func (l *loop) problems() []string {
+	l.state.Lock()
+	defer l.state.Unlock()
+	var out []string
+	for _, o := range slices.Sorted(maps.Keys(l.refused)) {
+		out = append(out, l.refused[o].Error())
+	}
+	return append(out, l.desired.Conflicts()...)
 }
 
 func (l *loop) live(ctx context.Context) ([]flows.Live, error) {
@@ -245,6 +265,7 @@ func (l *loop) finish(err error) error {
 	l.state.Lock()
 	changed := (err == nil) != (l.failure == nil) || err != nil && l.failure != nil && err.Error() != l.failure.Error()
 	l.failure = err
+	l.beat = time.Now()
 	l.state.Unlock()
 	if changed && err != nil {
 		l.log.WithError(err).Warn("the flows are not in step; trying again")
@@ -263,6 +284,13 @@ func (l *loop) ready() error {
 		return errors.New("no flows have been applied yet")
 	}
 	return nil
+}
+
+// silence is the time since the end of the last pass, good or bad; since the start if there was none.
+func (l *loop) silence() time.Duration {
+	l.state.Lock()
+	defer l.state.Unlock()
+	return time.Since(l.beat)
 }
 
 // view lends the compiled state to a reader. It must neither keep nor change it.

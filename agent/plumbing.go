@@ -183,6 +183,9 @@ func (p *plumbing) datapath() string {
 	return "netdev"
 }
 
+// bridgeMark is how a bridge of ours is told from one that happens to have the name.
+func bridgeMark() map[string]string { return map[string]string{"owner": "twill"} }
+
 func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 	names := map[uint8]string{}
 	for _, t := range flows.Tables() {
@@ -190,7 +193,7 @@ func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 	}
 	return ovs.BridgeSpec{
 		Name: p.cfg.Bridge, DatapathType: p.datapath(), TableNames: names,
-		ExternalIDs: map[string]string{"twill-node": p.cfg.NodeName},
+		ExternalIDs: bridgeMark(),
 		Ports: []ovs.PortSpec{
 			{Name: tunnelPortName, Type: string(p.set.tunnelType), OFPort: int(flows.TunnelPort), Options: map[string]string{
 				"remote_ip": "flow", "key": "flow",

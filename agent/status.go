@@ -70,7 +70,13 @@ func (a *Agent) status() Status {
 	for _, r := range nodes.refused {
 		s.Problems = append(s.Problems, r.Reason)
 	}
+	s.Problems = append(s.Problems, a.loop.problems()...)
 	s.Problems = append(s.Problems, a.pods.Problems()...)
+	for _, p := range s.Peers {
+		if p.Reachable != nil && !*p.Reachable {
+			s.Problems = append(s.Problems, fmt.Sprintf("peer %s does not answer through the tunnel (%s): is UDP port %d open between the nodes, does its agent run?", p.Node, p.Tunnel, a.set.tunnelPort))
+		}
+	}
 	a.loop.view(func(d *flows.Desired, w *flows.World, last Applied) {
 		s.Flows, s.Last = d.Len(), last
 		if w == nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
 )
@@ -92,8 +94,21 @@ func (a *Agent) applied(before, now *flows.World) {
 	a.mu.Lock()
 	a.instep = time.Now()
 	a.mu.Unlock()
+	if before == nil || !before.Node.Equal(now.Node) || before.Tunnel != now.Tunnel || before.MTU != now.MTU {
+		a.describe(now)
+	}
 	a.peers.follow(before, now)
 	a.finishRestore()
+}
+
+// describe logs what this node is in the pod network, at the start and whenever that changes.
+func (a *Agent) describe(w *flows.World) {
+	under, _, _ := a.plumbing.now()
+	a.log.WithFields(logrus.Fields{
+		"node": w.Node.Name, "podCIDRs": w.Node.PodCIDRs, "datapath": a.plumbing.datapath(),
+		"tunnel": w.Tunnel.Type, "port": w.Tunnel.Port, "vni": w.Tunnel.VNI,
+		"address": w.Tunnel.Local, "interface": under.Link, "why": under.Why, "mtu": w.MTU,
+	}).Info("this node in the pod network")
 }
 
 // finishRestore lets OVS forward again after its start-up held everything back for our flows

@@ -77,8 +77,24 @@ func (d *Desired) claim(f Flow) error {
 	if len(claims) == 1 {
 		return nil
 	}
-	return fmt.Errorf("%s and %s both ask for table=%d,priority=%d,%s; %s gets it",
+	return errors.New(conflict(k, claims))
+}
+
+func conflict(k Key, claims []Flow) string {
+	return fmt.Sprintf("%s and %s both ask for table=%d,priority=%d,%s; %s gets it",
 		claims[0].Owner, claims[1].Owner, k.Table, k.Priority, k.Match, claims[0].Owner)
+}
+
+// Conflicts names the flows that several owners ask for now, in a sentence each.
+func (d *Desired) Conflicts() []string {
+	var out []string
+	for k, claims := range d.claims {
+		if len(claims) > 1 {
+			out = append(out, conflict(k, claims))
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // settle brings the cookies of the touched keys up to date and tells what that changes.

@@ -106,11 +106,17 @@ func (d *DB) barrier(ctx context.Context) error {
 	return s.client.Echo(ctx)
 }
 
-// DeleteBridge removes a bridge with all its ports. A missing one is no error.
-func (d *DB) DeleteBridge(ctx context.Context, name string) error {
+// DeleteBridge removes a bridge with all its ports. A missing one is no error; one that lacks any of the
+// external_ids of mark belongs to somebody else and is refused.
+func (d *DB) DeleteBridge(ctx context.Context, name string, mark map[string]string) error {
 	b, ok := d.bridge(name)
 	if !ok {
 		return nil
+	}
+	for k, v := range mark {
+		if b.ExternalIDs[k] != v {
+			return fmt.Errorf("bridge %s is not ours: external_ids:%s is %q, not %q; delete it with ovs-vsctl del-br if nobody needs it", name, k, b.ExternalIDs[k], v)
+		}
 	}
 	r := d.root()
 	if r == nil {

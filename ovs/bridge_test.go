@@ -140,14 +140,17 @@ func TestAForeignBridgeStaysAsItIs(t *testing.T) {
 	ctx := testContext(t)
 	s := spec()
 	ensure(t, d, s)
+	sent := d.Transactions()
 	if err := d.DeletePorts(ctx, "br-twill", "eth7", "br-other", "br-twill"); err != nil {
 		t.Fatal(err)
 	}
+	expect(t, "transactions to delete ports that are not ours to delete", d.Transactions()-sent, uint64(0))
 	for range 2 {
-		if err := d.DeleteBridge(ctx, "br-twill"); err != nil {
+		if err := d.DeleteBridge(ctx, "br-twill", s.ExternalIDs); err != nil {
 			t.Fatal(err)
 		}
 	}
+	expectError(t, d.DeleteBridge(ctx, "br-other", s.ExternalIDs), "bridge br-other is not ours", "ovs-vsctl del-br")
 	expect(t, "the foreign bridge", foreign(), before)
 	expect(t, "bridges", vsctl(t, o, "list-br"), "br-other")
 

@@ -23,7 +23,8 @@
 //
 //   - Changed is a kick, not an event: it says "look again", never what changed.
 //   - While OVSDB is away, reads answer with the last state known, and Alive says why. Writes wait for
-//     the connection to come back, for as long as their context allows.
+//     the connection to come back, as long as their context allows; those of ports, which may share
+//     a transaction, 10 s at most.
 //   - A committed transaction only means that the database knows. Whether ovs-vswitchd could make the
 //     port shows later, as a positive ofport or as −1 with Interface.error: WaitPort tells.
 //   - ovs-vswitchd may restart alone. OVSDB says nothing about it and the flow table is empty:

@@ -3,8 +3,6 @@ package ovs
 import (
 	"context"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -84,20 +82,7 @@ func TestAPortThatTheDaemonCannotMakeIsRemovedAgain(t *testing.T) {
 }
 
 func TestAPortWithoutADeviceIsRemovedAgainOnARealDatapath(t *testing.T) {
-	if os.Getuid() != 0 {
-		ovsd.Missing(t, "a real datapath needs root")
-	}
-	ovsd.Need(t, "ip")
-	ns := fmt.Sprintf("twill-ovs-%d", os.Getpid())
-	if out, err := exec.Command("ip", "netns", "add", ns).CombinedOutput(); err != nil {
-		ovsd.Missing(t, fmt.Sprintf("no network namespace: %v: %s", err, out))
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("ip", "netns", "del", ns).CombinedOutput(); err != nil {
-			t.Errorf("removing network namespace %s: %v: %s", ns, err, out)
-		}
-	})
-	o := ovsd.ForTest(t, ovsd.Config{NetNS: ns})
+	o := ovsd.ForTest(t, ovsd.Config{NetNS: ovsd.NetNS(t)})
 	d := dial(t, o)
 	ensure(t, d, spec())
 	_, err := d.AddPort(testContext(t), "br-twill", Port{Name: "veth-none"})

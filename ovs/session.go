@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/ovn-kubernetes/libovsdb/cache"
 	"github.com/ovn-kubernetes/libovsdb/client"
 	"github.com/ovn-kubernetes/libovsdb/model"
@@ -15,7 +14,7 @@ import (
 
 // session is one connection and its copy of the rows. libovsdb could reconnect by itself, but it
 // empties its cache while doing so, and Close does not end its attempts; so each connection is a
-// client of its own and DB replaces it.
+// client of its own and DB replaces it. Without a logger, as here, libovsdb is silent.
 type session struct {
 	client client.Client
 	cache  *cache.TableCache
@@ -41,8 +40,7 @@ func dialSession(ctx, life context.Context, endpoint string, changed func()) (*s
 	if err != nil {
 		return nil, err
 	}
-	quiet := logr.Discard()
-	c, err := client.NewOVSDBClient(m, client.WithEndpoint(endpoint), client.WithLogger(&quiet))
+	c, err := client.NewOVSDBClient(m, client.WithEndpoint(endpoint))
 	if err != nil {
 		return nil, fmt.Errorf("OVSDB endpoint %q: %w; write it as unix:/run/openvswitch/db.sock", endpoint, err)
 	}

@@ -2,7 +2,7 @@
 // real Open vSwitch and real agents, to look at and to try things in. docs/lab.md is its manual;
 // package test/lab does the work.
 //
-// Exit codes: 0 done, 1 failed, 2 wrong usage; exec and node exec give the exit code of the
+// Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; exec and node exec give the exit code of the
 // command, and 125 when it could not be run.
 package main
 
@@ -47,6 +47,9 @@ func execute(ctx context.Context, root *cobra.Command, args []string) int {
 		return code.code
 	}
 	fmt.Fprintln(root.ErrOrStderr(), "twill-lab:", err)
+	if ctx.Err() != nil {
+		return 130 // 128 + SIGINT, as shells have it
+	}
 	return 1
 }
 

@@ -24,7 +24,7 @@ func main() {
 		SilenceErrors: true,
 		Version:       version,
 	}
-	root.AddCommand(agentCommand(), statusCommand(), flowsCommand(), traceCommand())
+	root.AddCommand(agentCommand(), statusCommand(), flowsCommand(), traceCommand(), uninstallCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "twill:", err)
 		os.Exit(1)

@@ -48,7 +48,8 @@ func (n *Node) agentPidfile() string { return n.path("run", "agent.pid") }
 // AgentPid is the process ID of the node's agent, 0 when none runs.
 func (n *Node) AgentPid() int { return pidOf(n.agentPidfile(), n.lab.dir) }
 
-// StartAgent starts the agent of a node and waits until it is ready. One that runs already is only waited for.
+// StartAgent starts the agent of a node and waits until it is ready. One that runs already is only
+// waited for.
 func (l *Lab) StartAgent(ctx context.Context, node string) error {
 	n, err := l.Node(node)
 	if err != nil {
@@ -70,7 +71,8 @@ func (l *Lab) startAgent(ctx context.Context, n *Node) error {
 	return n.waitReady(ctx)
 }
 
-// waitReady asks the agent until it says that it is ready, has ended, or took too long.
+// waitReady asks the agent until it says that it is ready and has installed its CNI configuration,
+// which is what a kubelet would wait for; or until it has ended, or took too long.
 func (n *Node) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
@@ -78,6 +80,9 @@ func (n *Node) waitReady(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		reason := n.Ready(ctx)
+		if reason == nil {
+			_, reason = n.cni()
+		}
 		if reason == nil {
 			return nil
 		}

@@ -43,8 +43,9 @@ private=("$root" "$(dirname "$root")/" '[a-z0-9-]\.(internal|lan|corp)[/:]')
 for url in $(go env GOPROXY | tr ',|' '  '); do
   case $url in *proxy.golang.org*|direct|off) ;; *) url=${url#*://} url=${url#*@}; private+=("${url%%/*}") ;; esac
 done
+patterns=()
 for p in "${private[@]}"; do
-  case $p in /|/root/|/home/|/tmp/|/src/) continue ;; esac
-  existing | grep -v '^tools/go.sum$\|^go.sum$' | tr '\n' '\0' | xargs -0r grep -nIE -e "$p" | refuse "a path or host of one machine"
+  case $p in /|/root/|/home/|/tmp/|/src/) ;; *) patterns+=(-e "$p") ;; esac
 done
+existing | grep -v '^tools/go.sum$\|^go.sum$' | tr '\n' '\0' | xargs -0r grep -nIE "${patterns[@]}" | refuse "a path or host of one machine"
 exit $bad

@@ -2,6 +2,7 @@ package ovsd
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -47,6 +48,26 @@ func ForTest(t testing.TB, c Config) *OVS {
 		t.Fatal(err)
 	}
 	return o
+}
+
+// NetNS is a new network namespace, for a datapath with real devices; it is removed with the test.
+// It needs root, and ends the test as Missing does without.
+func NetNS(t testing.TB) string {
+	t.Helper()
+	Need(t, "ip")
+	if os.Getuid() != 0 {
+		Missing(t, "making a network namespace needs root")
+	}
+	name := fmt.Sprintf("ovsd-%d-%d", os.Getpid(), time.Now().UnixNano())
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+		Missing(t, fmt.Sprintf("making network namespace %s: %v: %s", name, err, out))
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("ip", "netns", "del", name).CombinedOutput(); err != nil {
+			t.Errorf("removing network namespace %s: %v: %s", name, err, out)
+		}
+	})
+	return name
 }
 
 // Need skips the test when a tool is missing, or fails it when CI is set.

@@ -1,0 +1,220 @@
+package flows_test
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/tools/txtar"
+
+	"github.com/twill-net/twill/agent/source"
+	"github.com/twill-net/twill/flows"
+)
+
+// scenario is one case of testdata: Kubernetes Nodes, the pods of one of them, and settings.
+//
+//	-- nodes.yaml --   manifests, as kubectl prints them
+//	-- settings --     node NAME | tunnel TYPE PORT | vni N | local ADDRESS | mtu BYTES | cluster CIDR...
+//	-- pods --         one line each: OFPORT NAMESPACE/NAME IFNAME MAC ADDRESS,... MTU
+//	-- want --         what comes out; written by -update
+type scenario struct {
+	name    string
+	path    string
+	archive *txtar.Archive
+	world   *flows.World
+	refused []flows.Refusal
+}
+
+// scenarios are all cases of testdata, by name.
+func scenarios(t testing.TB) []scenario {
+	t.Helper()
+	paths, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no cases in testdata: %v", err)
+	}
+	var out []scenario
+	for _, path := range paths {
+		out = append(out, readScenario(t, path))
+	}
+	return out
+}
+
+func readScenario(t testing.TB, path string) scenario {
+	t.Helper()
+	a, err := txtar.ParseFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := scenario{name: strings.TrimSuffix(filepath.Base(path), ".txtar"), path: path, archive: a, world: &flows.World{}}
+	files := map[string]string{}
+	for _, f := range a.Files {
+		files[f.Name] = string(f.Data)
+	}
+	name := readSettings(t, files["settings"], s.world)
+	admitted, refused := flows.Admit(readNodes(t, files["nodes.yaml"]))
+	self, ok := admitted[name]
+	if !ok {
+		t.Fatalf("%s: no Node %q", path, name)
+	}
+	delete(admitted, name)
+	s.world.Node, s.world.Peers, s.refused = self, admitted, refused
+	s.world.Pods = readPods(t, files["pods"])
+	return s
+}
+
+// readNodes decodes manifests as the agent does.
+func readNodes(t testing.TB, manifests string) []flows.Node {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "nodes.yaml"), []byte(manifests), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	synced := make(chan struct{}, 1)
+	var m *source.Manifests
+	m, err := source.NewManifests(source.ManifestsConfig{Dir: dir, Log: log, OnChange: func(source.Key) {
+		if m.Synced() {
+			select {
+			case synced <- struct{}{}:
+			default:
+			}
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(ctx) }()
+	select {
+	case <-synced:
+		cancel()
+		<-ended
+	case err := <-ended:
+		t.Fatalf("reading manifests: %v", err)
+	}
+	if p := m.Problems(); len(p) > 0 {
+		t.Logf("manifests: %v", p)
+	}
+	cancel()
+	return m.Nodes()
+}
+
+// readSettings fills the World with what is no object of Kubernetes and returns this node's name.
+func readSettings(t testing.TB, text string, w *flows.World) (node string) {
+	t.Helper()
+	w.Tunnel = flows.Tunnel{Type: flows.Geneve, Port: 6081, VNI: 7}
+	w.MTU = 1450
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) < 2 {
+			continue
+		}
+		var err error
+		switch words[0] {
+		case "node":
+			node = words[1]
+		case "tunnel":
+			w.Tunnel.Type = flows.TunnelType(words[1])
+			w.Tunnel.Port = uint16(number(t, words[2]))
+		case "vni":
+			w.Tunnel.VNI = number(t, words[1])
+		case "local":
+			w.Tunnel.Local, err = netip.ParseAddr(words[1])
+		case "mtu":
+			w.MTU = int(number(t, words[1]))
+		case "cluster":
+			for _, c := range words[1:] {
+				w.ClusterCIDRs = append(w.ClusterCIDRs, netip.MustParsePrefix(c))
+			}
+		default:
+			err = fmt.Errorf("unknown setting %q", line)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return node
+}
+
+func readPods(t testing.TB, text string) map[flows.Owner][]flows.Attachment {
+	t.Helper()
+	pods := map[flows.Owner][]flows.Attachment{}
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue
+		}
+		if len(words) != 6 {
+			t.Fatalf("pod %q: want OFPORT NAMESPACE/NAME IFNAME MAC ADDRESS,... MTU", line)
+		}
+		a := flows.Attachment{OFPort: number(t, words[0]), IfName: words[2], MTU: int(number(t, words[5]))}
+		a.Namespace, a.Pod, _ = strings.Cut(words[1], "/")
+		a.Port = fmt.Sprintf("p%d", a.OFPort)
+		var err error
+		if a.MAC, err = net.ParseMAC(words[3]); err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range strings.Split(words[4], ",") {
+			a.Addresses = append(a.Addresses, netip.MustParseAddr(x))
+		}
+		pods[a.Owner()] = append(pods[a.Owner()], a)
+	}
+	return pods
+}
+
+func number(t testing.TB, s string) uint32 {
+	t.Helper()
+	n, err := strconv.ParseUint(s, 0, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint32(n)
+}
+
+// compile is what every owner of a World asks for, and what does not compile.
+func compile(w *flows.World) (map[flows.Owner][]flows.Flow, error) {
+	wanted := map[flows.Owner][]flows.Flow{}
+	var failed error
+	for _, o := range w.Owners() {
+		fs, err := flows.Compile(w, o)
+		failed = cmp.Or(failed, err)
+		wanted[o] = fs
+	}
+	return wanted, failed
+}
+
+// desired is the whole of a World.
+func desired(t testing.TB, w *flows.World) *flows.Desired {
+	t.Helper()
+	wanted, _ := compile(w)
+	d := flows.NewDesired()
+	if _, err := d.Replace(wanted); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// all are the flows that each case compiles to, without the same flow twice.
+func all(t testing.TB) []flows.Flow {
+	t.Helper()
+	once := map[string]flows.Flow{}
+	for _, s := range scenarios(t) {
+		for _, f := range desired(t, s.world).Flows() {
+			once[f.String()] = f
+		}
+	}
+	return slices.SortedFunc(maps.Values(once), func(a, b flows.Flow) int { return strings.Compare(a.Spec(), b.Spec()) })
+}
