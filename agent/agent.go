@@ -68,6 +68,7 @@ func (a *Agent) build(ctx context.Context) error {
 		return err
 	}
 	sw := ovs.NewSwitch(a.cfg.Bridge, a.cfg.OVSRunDir, ovs.System())
+	sw.KeepReady(ctx)
 	prober, err := host.NewProber(a.log)
 	if err != nil {
 		return err
