@@ -33,7 +33,20 @@ func spawn(namespace, logFile string, env []string, argv ...string) (int, error)
 		return 0, fmt.Errorf("start %s: %w", argv[0], err)
 	}
 	go cmd.Wait() // should we live longer than it does
+	awaitCommandLine(cmd.Process.Pid)
 	return cmd.Process.Pid, nil
+}
+
+// awaitCommandLine waits until the kernel shows the command line, which comes a moment after exec has
+// succeeded: pidOf would take the process for another one. One that has ended already has none.
+func awaitCommandLine(pid int) {
+	for range 1000 {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || len(cmdline) > 0 {
+			return
+		}
+		time.Sleep(time.Millisecond) // nothing announces it
+	}
 }
 
 // pidOf reads a pidfile. It returns 0 unless the process is alive and has mark in its command line:
