@@ -29,6 +29,7 @@ type PeerStatus struct {
 	Problem   string    `json:"problem,omitempty"`
 
 	gateways map[bool]netip.Addr // by "is IPv4"
+	known    time.Time           // since when
 }
 
 // peers probes every peer through the tunnel, from gateway to gateway. That proves the way there and
@@ -57,6 +58,12 @@ const (
 	probeTimeout  = time.Second
 	askTime       = 50 * time.Millisecond
 	settleTime    = 2 * time.Second
+)
+
+// A peer that has only just appeared, and whose own agent may still be on its way, is probed more often.
+const (
+	youngTime     = 30 * time.Second
+	youngInterval = time.Second
 )
 
 func newPeers(p *peers) *peers {
@@ -91,7 +98,7 @@ func (p *peers) follow(before, now *flows.World) {
 			continue
 		}
 		tunnel, _ := n.TunnelAddress(p.local)
-		s := &PeerStatus{Node: name, Tunnel: tunnel, gateways: map[bool]netip.Addr{}}
+		s := &PeerStatus{Node: name, Tunnel: tunnel, gateways: map[bool]netip.Addr{}, known: time.Now()}
 		for _, c := range n.PodCIDRs {
 			s.gateways[c.Addr().Is4()] = flows.Gateway(c)
 		}
@@ -116,12 +123,18 @@ func (p *peers) follow(before, now *flows.World) {
 func (p *peers) run(ctx context.Context) {
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
+	young := time.NewTicker(youngInterval)
+	defer young.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.news:
 			p.round(ctx, func(s PeerStatus) bool { return s.Reachable == nil })
+		case <-young.C:
+			p.round(ctx, func(s PeerStatus) bool {
+				return time.Since(s.known) < youngTime && (s.Reachable == nil || !*s.Reachable)
+			})
 		case <-tick.C:
 			p.round(ctx, func(PeerStatus) bool { return true })
 		}

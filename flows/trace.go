@@ -30,19 +30,23 @@ type Step struct {
 var stepLine = regexp.MustCompile(`^\s*(\d+)\. (.*)$`)
 var stepTail = regexp.MustCompile(`^(.*?)(?:, )?priority (\d+)(?:, cookie (0x[0-9a-f]+))?$`)
 
-// ParseTrace reads the output of `ovs-appctl ofproto/trace` (ovs-vswitchd(8)). The error says which part
-// is missing and repeats what OVS said instead.
-func ParseTrace(text string) (Trace, error) {
+// ParseTrace reads the output of `ovs-appctl ofproto/trace` (ovs-vswitchd(8)) for one bridge. Steps in other
+// bridges, into which a userspace datapath follows the tunnel, are left out. The error says which part is
+// missing and repeats what OVS said instead.
+func ParseTrace(text, bridge string) (Trace, error) {
 	var t Trace
+	ours := true
 	for _, line := range strings.Split(text, "\n") {
 		switch {
+		case strings.HasPrefix(line, "bridge(\""):
+			ours = line == fmt.Sprintf("bridge(%q)", bridge)
 		case strings.HasPrefix(line, "Final flow: "):
 			t.Final = strings.TrimPrefix(line, "Final flow: ")
 		case strings.HasPrefix(line, "Megaflow: "):
 			t.Megaflow = strings.TrimPrefix(line, "Megaflow: ")
 		case strings.HasPrefix(line, "Datapath actions: "):
 			t.Datapath = strings.TrimPrefix(line, "Datapath actions: ")
-		default:
+		case ours:
 			t.step(line)
 		}
 	}
@@ -72,6 +76,27 @@ func (t *Trace) step(line string) {
 		last := &t.Steps[len(t.Steps)-1]
 		last.Actions = append(last.Actions, strings.TrimSpace(line))
 	}
+}
+
+// Exit is how the packet leaves the bridge: the OpenFlow port as OVS prints it, and the far end of the
+// tunnel if it takes that. Both are empty when it does not leave.
+func (t Trace) Exit() (port, tunnel string) {
+	for _, s := range t.Steps {
+		for _, a := range s.Actions {
+			if value, field, ok := strings.Cut(strings.TrimPrefix(a, "set_field:"), "->"); ok && (field == "tun_dst" || field == "tun_ipv6_dst") {
+				tunnel = value
+			}
+			if p, ok := strings.CutPrefix(a, "-> output port is "); ok {
+				port = p
+			} else if p, ok := strings.CutPrefix(a, "output:"); ok && strings.Trim(p, "0123456789") == "" {
+				port = p
+			}
+		}
+	}
+	if port != fmt.Sprint(TunnelPort) {
+		tunnel = ""
+	}
+	return port, tunnel
 }
 
 // Dropped is true when the datapath would drop the packet.

@@ -96,7 +96,11 @@ func (m *Manifests) Run(ctx context.Context) error {
 		return fmt.Errorf("manifest directory %s cannot be read; create it or correct its name: %w", m.dir, err)
 	}
 	m.setDead(nil)
-	defer m.setDead(errors.New("it was stopped"))
+	defer func() {
+		if ctx.Err() == nil {
+			m.setDead(errors.New("it was stopped"))
+		}
+	}()
 
 	timer := time.NewTimer(retry)
 	timer.Stop()
