@@ -190,10 +190,16 @@ func registerWords(value string) string {
 	switch value {
 	case isFromPod, fromPod:
 		return "sent by a pod"
+	case isNotFromPod:
+		return "not sent by a pod of this node"
 	case fromTunnel:
 		return "sent by a node"
+	case isNotFromTunnel:
+		return "not from the tunnel"
 	case isFromGateway, fromGateway:
 		return "sent by the host"
+	case isNotFromGateway:
+		return "not sent by the host"
 	case isToGateway, toGateway:
 		return "for the host"
 	case toPod:
