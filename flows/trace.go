@@ -24,6 +24,8 @@ type Step struct {
 	Priority uint16
 	Cookie   uint64
 	Actions  []string
+
+	indent int
 }
 
 // stepLine is how ofproto/trace introduces a table: " 0. in_port=1, priority 100, cookie 0x12".
@@ -57,12 +59,13 @@ func ParseTrace(text, bridge string) (Trace, error) {
 }
 
 func (t *Trace) step(line string) {
+	indent := len(line) - len(strings.TrimLeft(line, " "))
 	if m := stepLine.FindStringSubmatch(line); m != nil {
 		table, err := strconv.ParseUint(m[1], 10, 8)
 		if err != nil {
 			return
 		}
-		s := Step{Table: Table(table), Match: m[2]}
+		s := Step{Table: Table(table), Match: m[2], indent: indent}
 		if tail := stepTail.FindStringSubmatch(m[2]); tail != nil {
 			s.Match = tail[1]
 			p, _ := strconv.ParseUint(tail[2], 10, 16)
@@ -72,9 +75,15 @@ func (t *Trace) step(line string) {
 		t.Steps = append(t.Steps, s)
 		return
 	}
-	if len(t.Steps) > 0 && strings.HasPrefix(line, "    ") {
-		last := &t.Steps[len(t.Steps)-1]
-		last.Actions = append(last.Actions, strings.TrimSpace(line))
+	if !strings.HasPrefix(line, "    ") {
+		return
+	}
+	// check_pkt_larger is followed by the whole way of a large packet, indented, before the step goes on.
+	for i := len(t.Steps) - 1; i >= 0; i-- {
+		if t.Steps[i].indent < indent {
+			t.Steps[i].Actions = append(t.Steps[i].Actions, strings.TrimSpace(line))
+			return
+		}
 	}
 }
 
