@@ -106,6 +106,26 @@ func TestTheNumberOfFlowsIsASumOverPodsAndNodes(t *testing.T) {
 	}
 }
 
+func TestAPodWithSeveralAddressesOfOneFamilyAsksForNoFlowTwice(t *testing.T) {
+	w := sized(true, true, 1, 0)
+	o := flows.PodOwner("default", "web-0", "eth0")
+	w.Pods[o][0].Addresses = append(w.Pods[o][0].Addresses, netip.MustParseAddr("198.18.1.99"), netip.MustParseAddr("2001:db8:1:1::99"))
+	fs, err := flows.Compile(w, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[flows.Key]bool{}
+	for _, f := range fs {
+		if seen[f.Key()] {
+			t.Errorf("twice: %s", f)
+		}
+		seen[f.Key()] = true
+	}
+	if len(fs) != 15 {
+		t.Errorf("%d flows, want 3 for the pod, 4 for each IPv4 and 2 for each IPv6 address", len(fs))
+	}
+}
+
 // sized is a World of a number of pods and peers, each with one address of each family.
 func sized(v4, v6 bool, pods, peers int) *flows.World {
 	w := &flows.World{
