@@ -86,7 +86,7 @@ func TestOVSItselfMatchesTheProtocolOfWhatItRewrites(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := flows.ParseTrace(text)
+		got, err := flows.ParseTrace(text, "br-twill")
 		if err != nil {
 			t.Fatal(err)
 		}
