@@ -201,7 +201,7 @@ func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 		names[uint8(t)] = t.String()
 	}
 	return ovs.BridgeSpec{
-		Name: p.cfg.Bridge, DatapathType: p.datapath(), TableNames: names,
+		Name: p.cfg.Bridge, DatapathType: p.datapath(), TableNames: names, Prefixes: flows.Prefixes(),
 		ExternalIDs: bridgeMark(),
 		Ports: []ovs.PortSpec{
 			{Name: tunnelPortName, Type: string(p.set.tunnelType), OFPort: int(flows.TunnelPort), Options: map[string]string{

@@ -40,7 +40,7 @@ func startBridge(t testing.TB, pods ...uint32) *bridge {
 		names[uint8(table)] = table.String()
 	}
 	if _, err := db.EnsureBridge(ctx, ovs.BridgeSpec{
-		Name: bridgeName, DatapathType: "netdev", TableNames: names,
+		Name: bridgeName, DatapathType: "netdev", TableNames: names, Prefixes: flows.Prefixes(),
 		ExternalIDs: map[string]string{"twill": "bridge"},
 		Ports: []ovs.PortSpec{
 			{Name: "twill-tun", Type: "geneve", OFPort: int(flows.TunnelPort), Options: map[string]string{"remote_ip": "flow", "key": "flow"}},

@@ -96,6 +96,35 @@ func TestOVSItselfMatchesTheProtocolOfWhatItRewrites(t *testing.T) {
 	}
 }
 
+func TestDestinationsOfBothFamiliesBeyondAPrefixShareAMegaflow(t *testing.T) {
+	b := startBridge(t, 1, 2, 3, 9)
+	s := readScenario(t, "testdata/three-dual.txtar")
+	b.become(desired(t, s.world))
+	for name, packets := range map[string][2]string{
+		"IPv4 of one peer": {"tcp,nw_src=198.18.1.1,nw_dst=198.18.2.9", "tcp,nw_src=198.18.1.1,nw_dst=198.18.2.77"},
+		"IPv6 of one peer": {"tcp6,ipv6_src=2001:db8:1:1::1,ipv6_dst=2001:db8:1:2::9", "tcp6,ipv6_src=2001:db8:1:1::1,ipv6_dst=2001:db8:1:2::77"},
+	} {
+		var megaflows []string
+		for _, p := range packets {
+			text, err := b.ctrl.Trace(b.ctx, bridgeName, "in_port=32769,nw_ttl=64,"+p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := flows.ParseTrace(text, bridgeName)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, tunnel := got.Exit(); tunnel == "" {
+				t.Errorf("%s: not sent into the tunnel:\n%s", name, text)
+			}
+			megaflows = append(megaflows, got.Megaflow)
+		}
+		if megaflows[0] != megaflows[1] {
+			t.Errorf("%s: two megaflows:\n%s", name, strings.Join(megaflows, "\n"))
+		}
+	}
+}
+
 // TestTheTracesThatSeedTheFuzzerAreReal writes them with -update.
 func TestTheTracesThatSeedTheFuzzerAreReal(t *testing.T) {
 	b := startBridge(t, 1, 2, 3, 9)

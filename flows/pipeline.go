@@ -54,6 +54,11 @@ const (
 // pipeline order.
 func Tables() []Table { return []Table{Classify, Guard, Route, ToNode, Neighbour, Advertise, Output} }
 
+// Prefixes are the fields that OVS shall look up by prefix (Flow_Table.prefixes): destinations of both
+// families. By default OVS 3.1 does so for IPv4 alone, and each IPv6 destination outside would have a
+// megaflow of its own.
+func Prefixes() []string { return []string{"ip_dst", "ipv6_dst"} }
+
 func (t Table) String() string {
 	switch t {
 	case Classify:

@@ -20,6 +20,10 @@ type BridgeSpec struct {
 	DatapathType string
 	// TableNames name the OpenFlow tables, so that ovs-ofctl --names reads well.
 	TableNames map[uint8]string
+	// Prefixes are the fields, up to three, that the classifier of each named table looks up by prefix, so
+	// that a megaflow matches no more bits of an address than it takes (Flow_Table.prefixes,
+	// ovs-vswitchd.conf.db(5)). Empty leaves OVS's default: IPv4 source and destination.
+	Prefixes []string
 	// ExternalIDs mark the bridge as ours; at least one is needed. Others on it are left alone.
 	ExternalIDs map[string]string
 	// Ports are the infrastructure ports: tunnel, gateway.
@@ -211,7 +215,7 @@ func (r *repair) create(root *rootRow) error {
 	}
 	tables := map[int]ovsdb.UUID{}
 	for id, name := range s.TableNames {
-		tables[int(id)] = r.insert(tableFlowTable, ovsdb.Row{"name": name})
+		tables[int(id)] = r.insert(tableFlowTable, ovsdb.Row{"name": name, "prefixes": setOf(s.Prefixes...)})
 	}
 	bridge := r.insert(tableBridge, ovsdb.Row{
 		"name": s.Name, "datapath_type": s.DatapathType, "fail_mode": "secure", "protocols": setOf(protocols()...),
@@ -259,21 +263,21 @@ func (r *repair) keys(table, uuid, what, column string, have, want map[string]st
 	r.said("set %s of %s: %s", column, what, text(differ))
 }
 
-// tableNames makes the names of the bridge's tables exactly ours. Rows of Flow_Table may be shared
+// tableNames makes the names and prefixes of the bridge's tables exactly ours. Rows of Flow_Table may be shared
 // with other bridges, so a wrong one is replaced and not changed.
 func (r *repair) tableNames(b *bridgeRow) {
 	c := r.db.rows()
 	var wrong []int
 	for id, uuid := range b.FlowTables {
 		row, ok := byUUID[*flowTableRow](c, tableFlowTable, uuid)
-		if !ok || deref(row.Name) != r.spec.TableNames[uint8(id)] {
+		if !ok || deref(row.Name) != r.spec.TableNames[uint8(id)] || !sameSet(row.Prefixes, r.spec.Prefixes) {
 			wrong = append(wrong, id)
 		}
 	}
 	add := map[int]ovsdb.UUID{}
 	for id, name := range r.spec.TableNames {
 		if _, there := b.FlowTables[int(id)]; !there || slices.Contains(wrong, int(id)) {
-			add[int(id)] = r.insert(tableFlowTable, ovsdb.Row{"name": name})
+			add[int(id)] = r.insert(tableFlowTable, ovsdb.Row{"name": name, "prefixes": setOf(r.spec.Prefixes...)})
 		}
 	}
 	if len(wrong) == 0 && len(add) == 0 {
@@ -283,6 +287,11 @@ func (r *repair) tableNames(b *bridgeRow) {
 		*ovsdb.NewMutation("flow_tables", ovsdb.MutateOperationDelete, setOf(wrong...)),
 		*ovsdb.NewMutation("flow_tables", ovsdb.MutateOperationInsert, mapOf(add)))
 	r.said("named the tables of bridge %s: %d new or changed, %d removed or replaced", b.Name, len(add), len(wrong))
+}
+
+// sameSet compares sets: the order in which OVSDB lists one means nothing.
+func sameSet(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
 // port repairs one infrastructure port, or returns the new row that the bridge must refer to.

@@ -61,6 +61,7 @@ func TestEnsureBridgeRepairsEachDamageAndNothingElse(t *testing.T) {
 		{"mark", "set external_ids of bridge br-twill: twill=bridge", []string{"--", "clear", "Bridge", "br-twill", "external_ids", "--", "del-port", "tun0", "--", "del-port", "twill0"}},
 		{"table names", "named the tables of bridge br-twill: 2 new or changed, 0 removed or replaced", []string{"clear", "Bridge", "br-twill", "flow_tables"}},
 		{"a wrong table name", "named the tables of bridge br-twill: 1 new or changed, 1 removed or replaced", []string{"--", "--id=@t", "create", "Flow_Table", "name=wrong", "--", "set", "Bridge", "br-twill", "flow_tables:10=@t"}},
+		{"a table without prefixes", "named the tables of bridge br-twill: 1 new or changed, 1 removed or replaced", []string{"--", "--id=@t", "create", "Flow_Table", "name=spoof_guard", "--", "set", "Bridge", "br-twill", "flow_tables:10=@t"}},
 		{"a table name too many", "named the tables of bridge br-twill: 0 new or changed, 1 removed or replaced", []string{"--", "--id=@t", "create", "Flow_Table", "name=old", "--", "set", "Bridge", "br-twill", "flow_tables:11=@t"}},
 		{"tunnel options", "set options of port tun0 to type=geneve ofport_request=32768 options:key=flow,remote_ip=flow", []string{"set", "Interface", "tun0", "options:remote_ip=198.51.100.1"}},
 		{"gateway MTU", "set mtu_request of port twill0 to type=internal ofport_request=32769 mtu_request=1450 mac=02:00:00:00:00:01", []string{"set", "Interface", "twill0", "mtu_request=1400"}},

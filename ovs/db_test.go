@@ -45,6 +45,7 @@ func spec() BridgeSpec {
 	return BridgeSpec{
 		Name: "br-twill", DatapathType: "netdev",
 		TableNames:  map[uint8]string{0: "classify", 10: "spoof_guard"},
+		Prefixes:    []string{"ip_dst", "ipv6_dst"},
 		ExternalIDs: map[string]string{"twill": "bridge"},
 		Ports: []PortSpec{
 			{Name: "tun0", Type: "geneve", OFPort: 32768, Options: map[string]string{"remote_ip": "flow", "key": "flow"},

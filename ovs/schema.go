@@ -64,8 +64,9 @@ type interfaceRow struct {
 }
 
 type flowTableRow struct {
-	UUID string  `ovsdb:"_uuid"`
-	Name *string `ovsdb:"name"`
+	UUID     string   `ovsdb:"_uuid"`
+	Name     *string  `ovsdb:"name"`
+	Prefixes []string `ovsdb:"prefixes"`
 }
 
 func databaseModel() (model.ClientDBModel, error) {
@@ -85,7 +86,7 @@ func monitored() []client.MonitorOption {
 		client.WithTable(p, &p.Name, &p.Interfaces),
 		client.WithTable(i, &i.Name, &i.Type, &i.Options, &i.MAC, &i.MACInUse, &i.MTURequest, &i.OFPort,
 			&i.OFPortRequest, &i.Error, &i.ExternalIDs),
-		client.WithTable(f, &f.Name),
+		client.WithTable(f, &f.Name, &f.Prefixes),
 	}
 }
 

@@ -112,19 +112,20 @@ func (p packet) spec(s agent.Status) (string, error) {
 	return fmt.Sprintf("%s,dl_dst=%s,%s,%s=%s,%s=%s,nw_ttl=64", entry, flows.RouterMAC(), proto, srcField, source, dstField, to), nil
 }
 
+// protocol uses the names of fields that ofproto/trace takes in both families.
 func (p packet) protocol(v4 bool) (string, error) {
 	switch p.proto {
 	case "icmp":
 		if v4 {
 			return "icmp,icmp_type=8", nil
 		}
-		return "icmp6,icmp_type=128", nil
+		return "icmp6,icmpv6_type=128", nil
 	case "tcp", "udp", "sctp":
 		name := p.proto
 		if !v4 {
 			name += "6"
 		}
-		return fmt.Sprintf("%s,tp_dst=%d", name, p.port), nil
+		return fmt.Sprintf("%s,%s_dst=%d", name, p.proto, p.port), nil
 	}
 	return "", fmt.Errorf("--proto %q: use icmp, tcp, udp or sctp", p.proto)
 }
