@@ -106,7 +106,7 @@ func TestDestinationsOfBothFamiliesBeyondAPrefixShareAMegaflow(t *testing.T) {
 	} {
 		var megaflows []string
 		for _, p := range packets {
-			text, err := b.ctrl.Trace(b.ctx, bridgeName, "in_port=32769,nw_ttl=64,"+p)
+			text, err := b.ctrl.Trace(b.ctx, bridgeName, "in_port=32769,"+p+",nw_ttl=64")
 			if err != nil {
 				t.Fatal(err)
 			}
