@@ -46,7 +46,7 @@ func (m *Manager) lost() []string {
 	}
 	var out []string
 	for name, l := range m.held {
-		if _, busy := m.busy[name]; !busy && !l.leaving && !sameIDs(rows[name], l.port) {
+		if _, busy := m.busy[name]; !busy && l.started && !l.leaving && !sameIDs(rows[name], l.port) {
 			out = append(out, name)
 		}
 	}
