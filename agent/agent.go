@@ -68,6 +68,7 @@ func (a *Agent) build(ctx context.Context) error {
 		return err
 	}
 	sw := ovs.NewSwitch(a.cfg.Bridge, a.cfg.OVSRunDir, ovs.System())
+	sw.KeepReady(ctx)
 	prober, err := host.NewProber(a.log)
 	if err != nil {
 		return err
@@ -94,7 +95,7 @@ func (a *Agent) build(ctx context.Context) error {
 	})
 	a.meter.registry.MustRegister(newObserved(observed{
 		usage: a.pods.Usage, peers: a.peers.list, nodes: a.nodesNow, loop: a.loop,
-		age: a.age, ready: a.notReady, timeout: 2 * time.Second,
+		age: a.age, ready: a.notReady, transactions: a.db.Transactions, timeout: 2 * time.Second,
 	}))
 	a.health.watch(checkKubernetes, func() error {
 		if !a.source.Synced() {
@@ -112,6 +113,10 @@ func (a *Agent) build(ctx context.Context) error {
 		}
 		return nil
 	})
+	a.health.watch("peers", a.peers.allTried)
+	if a.cfg.CNIPlugin != "" {
+		a.health.watch(checkInstalled, func() error { return errors.New("the plugin is not installed yet") })
+	}
 	return nil
 }
 
@@ -249,7 +254,7 @@ func (a *Agent) serveCNI(ctx context.Context) error {
 
 // install puts plugin and configuration in place as soon as the agent is ready.
 func (a *Agent) install(ctx context.Context) {
-	if a.waitFor(ctx, a.ready) != nil {
+	if a.waitFor(ctx, func() error { return joined(a.health.problems(checkInstalled)) }) != nil {
 		return
 	}
 	list, err := cni.Conflist(cni.ConflistConfig{Name: "twill", Socket: a.cfg.CNISocket, Portmap: a.cfg.Portmap, Bandwidth: a.cfg.Bandwidth})
@@ -259,7 +264,7 @@ func (a *Agent) install(ctx context.Context) {
 			Plugin: a.cfg.CNIPlugin, BinDir: a.cfg.CNIBinDir, ConfDir: a.cfg.CNIConfDir, ConfName: a.cfg.CNIConfName, Conflist: list,
 		})
 		for _, c := range changed {
-			a.log.Info(c)
+			a.log.Info("installed " + c)
 		}
 	}
 	if err != nil {

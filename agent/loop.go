@@ -131,7 +131,7 @@ func (l *loop) run(ctx context.Context) {
 			continue
 		}
 		err := l.pass(ctx, w)
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			retry.Reset(retryAfter)
 		}
 		for _, done := range w.waiting {
@@ -266,8 +266,13 @@ func (l *loop) finish(err error) error {
 	changed := (err == nil) != (l.failure == nil) || err != nil && l.failure != nil && err.Error() != l.failure.Error()
 	l.failure = err
 	l.beat = time.Now()
+	starting := l.last == nil
 	l.state.Unlock()
-	if changed && err != nil {
+	switch {
+	case err == nil || !changed:
+	case starting:
+		l.log.WithField("for", err).Info("the flows wait")
+	default:
 		l.log.WithError(err).Warn("the flows are not in step; trying again")
 	}
 	return err

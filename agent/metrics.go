@@ -69,31 +69,35 @@ func (m *metrics) drift(what string, n int) {
 
 // observed are the metrics that are read off the agent's state when somebody asks for them.
 type observed struct {
-	usage   func() attach.Usage
-	peers   func() []PeerStatus
-	nodes   func() nodeView
-	loop    *loop
-	age     func() time.Duration
-	ready   func() []string
-	timeout time.Duration
+	usage        func() attach.Usage
+	peers        func() []PeerStatus
+	nodes        func() nodeView
+	loop         *loop
+	age          func() time.Duration
+	ready        func() []string
+	transactions func() uint64
+	timeout      time.Duration
 
 	desc descriptions
 }
 
-type descriptions struct{ flows, drops, addresses, peers, refused, age, ready *prometheus.Desc }
+type descriptions struct {
+	flows, drops, addresses, peers, refused, transactions, age, ready *prometheus.Desc
+}
 
 func newObserved(o observed) *observed {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, labels, nil)
 	}
 	o.desc = descriptions{
-		flows:     desc("twill_flows", "Flows in the bridge by table.", "table"),
-		drops:     desc("twill_drops_total", "Packets dropped since the flow was installed, by reason.", "reason"),
-		addresses: desc("twill_addresses", "Addresses of this node's podCIDRs by state.", "cidr", "state"),
-		peers:     desc("twill_peers", "Other nodes by whether they answer through the tunnel.", "state"),
-		refused:   desc("twill_refused_claims", "podCIDRs and addresses that a Node may not have because another has them."),
-		age:       desc("twill_sync_age_seconds", "Time since the bridge was last found or brought in step."),
-		ready:     desc("twill_ready", "1 while the agent is ready."),
+		flows:        desc("twill_flows", "Flows in the bridge by table.", "table"),
+		drops:        desc("twill_drops_total", "Packets dropped since the flow was installed, by reason.", "reason"),
+		addresses:    desc("twill_addresses", "Addresses of this node's podCIDRs by state.", "cidr", "state"),
+		peers:        desc("twill_peers", "Other nodes by whether they answer through the tunnel.", "state"),
+		refused:      desc("twill_refused_claims", "podCIDRs and addresses that a Node may not have because another has them."),
+		transactions: desc("twill_ovsdb_transactions_total", "Transactions committed to OVSDB."),
+		age:          desc("twill_sync_age_seconds", "Time since the bridge was last found or brought in step."),
+		ready:        desc("twill_ready", "1 while the agent is ready."),
 	}
 	return &o
 }
@@ -101,7 +105,7 @@ func newObserved(o observed) *observed {
 // Describe implements prometheus.Collector.
 func (o *observed) Describe(ch chan<- *prometheus.Desc) {
 	d := o.desc
-	for _, x := range []*prometheus.Desc{d.flows, d.drops, d.addresses, d.peers, d.refused, d.age, d.ready} {
+	for _, x := range []*prometheus.Desc{d.flows, d.drops, d.addresses, d.peers, d.refused, d.transactions, d.age, d.ready} {
 		ch <- x
 	}
 }
@@ -142,6 +146,7 @@ func (o *observed) Collect(ch chan<- prometheus.Metric) {
 		gauge(d.peers, float64(n), s)
 	}
 	gauge(d.refused, float64(len(o.nodes().refused)))
+	ch <- prometheus.MustNewConstMetric(d.transactions, prometheus.CounterValue, float64(o.transactions()))
 	gauge(d.age, o.age().Seconds())
 	ready := 0.0
 	if len(o.ready()) == 0 {

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -27,6 +29,7 @@ type PeerStatus struct {
 	Problem   string    `json:"problem,omitempty"`
 
 	gateways map[bool]netip.Addr // by "is IPv4"
+	known    time.Time           // since when
 }
 
 // peers probes every peer through the tunnel, from gateway to gateway. That proves the way there and
@@ -39,16 +42,28 @@ type peers struct {
 
 	news chan struct{}
 
-	mu     sync.Mutex
-	self   flows.Node
-	local  netip.Addr
-	status map[string]*PeerStatus
+	mu      sync.Mutex
+	self    flows.Node
+	local   netip.Addr
+	status  map[string]*PeerStatus
+	since   time.Time // when the first World became known
+	settled bool      // the peers of the start have been tried, or waited for long enough
 }
 
-// probeParallel bounds how many peers are waited for at once, probeTimeout how long for each.
+// probeParallel bounds how many peers are waited for at once, probeTimeout how long for each. The first
+// packet to a peer may only make OVS ask for its MAC address, so after askTime a second one follows.
+// settleTime bounds how long readiness waits for the first round.
 const (
 	probeParallel = 32
 	probeTimeout  = time.Second
+	askTime       = 50 * time.Millisecond
+	settleTime    = 2 * time.Second
+)
+
+// A peer that has only just appeared, and whose own agent may still be on its way, is probed more often.
+const (
+	youngTime     = 30 * time.Second
+	youngInterval = time.Second
 )
 
 func newPeers(p *peers) *peers {
@@ -66,6 +81,9 @@ func (p *peers) follow(before, now *flows.World) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.self, p.local = now.Node, now.Tunnel.Local
+	if p.since.IsZero() {
+		p.since = time.Now()
+	}
 	fresh := false
 	for _, name := range slices.Sorted(maps.Keys(now.Peers)) {
 		n := now.Peers[name]
@@ -80,7 +98,7 @@ func (p *peers) follow(before, now *flows.World) {
 			continue
 		}
 		tunnel, _ := n.TunnelAddress(p.local)
-		s := &PeerStatus{Node: name, Tunnel: tunnel, gateways: map[bool]netip.Addr{}}
+		s := &PeerStatus{Node: name, Tunnel: tunnel, gateways: map[bool]netip.Addr{}, known: time.Now()}
 		for _, c := range n.PodCIDRs {
 			s.gateways[c.Addr().Is4()] = flows.Gateway(c)
 		}
@@ -105,12 +123,18 @@ func (p *peers) follow(before, now *flows.World) {
 func (p *peers) run(ctx context.Context) {
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
+	young := time.NewTicker(youngInterval)
+	defer young.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.news:
 			p.round(ctx, func(s PeerStatus) bool { return s.Reachable == nil })
+		case <-young.C:
+			p.round(ctx, func(s PeerStatus) bool {
+				return time.Since(s.known) < youngTime && (s.Reachable == nil || !*s.Reachable)
+			})
 		case <-tick.C:
 			p.round(ctx, func(PeerStatus) bool { return true })
 		}
@@ -154,10 +178,44 @@ func (p *peers) path(name string) (from, to netip.Addr, ok bool) {
 	return from, to, false
 }
 
+// ask probes up to twice.
+func (p *peers) ask(ctx context.Context, from, to netip.Addr) (rtt time.Duration, err error) {
+	for _, patience := range []time.Duration{askTime, probeTimeout} {
+		attempt, cancel := context.WithTimeout(ctx, patience)
+		rtt, err = p.probe(attempt, from, to)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return rtt, err
+		}
+	}
+	return rtt, err
+}
+
+// allTried says which peer of the start has not been probed yet, for a bounded time: after that, and for
+// peers that come later, nobody waits. A pod's first packet to a peer finds the way already warm.
+func (p *peers) allTried() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.settled {
+		return nil
+	}
+	if p.since.IsZero() {
+		return errors.New("no peer is known yet")
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.status)) {
+		if s := p.status[name]; s.Reachable == nil && s.Problem == "" && time.Since(p.since) < settleTime {
+			return fmt.Errorf("node %s has not been probed through the tunnel yet", name)
+		}
+	}
+	p.settled = true
+	return nil
+}
+
 func (p *peers) one(ctx context.Context, name string, from, to netip.Addr) {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	rtt, err := p.probe(ctx, from, to)
+	rtt, err := p.ask(ctx, from, to)
+	if ctx.Err() != nil {
+		return // the agent ends; that says nothing about the peer
+	}
 
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -49,6 +49,9 @@ type plumbing struct {
 	passed   bool
 }
 
+// lookTimeout bounds one look; ovs-vswitchd may take its time to make a port.
+const lookTimeout = 20 * time.Second
+
 // hostInterval is how often the host side is looked at without any kick.
 const hostInterval = 10 * time.Second
 
@@ -101,9 +104,12 @@ func (p *plumbing) run(ctx context.Context) {
 
 // pass looks once, at what look looks at, and repairs it.
 func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Context) ([]string, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	looking, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	changed, err := look(ctx)
+	changed, err := look(looking)
+	if err != nil && ctx.Err() != nil {
+		return err // the agent ends
+	}
 	p.mu.Lock()
 	worse := err != nil && (p.failure == nil || p.failure.Error() != err.Error())
 	better := err == nil && (p.failure != nil || !p.passed)
@@ -120,7 +126,10 @@ func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Con
 		p.meter.drift("host", 1)
 		entry.Warn(what)
 	}
-	if worse {
+	switch {
+	case worse && first:
+		p.log.WithField("for", err).Info("bridge and host wait")
+	case worse:
 		p.log.WithError(err).Warn("bridge or host are not as they should be; trying again")
 	}
 	if better || len(changed) > 0 {

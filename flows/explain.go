@@ -2,6 +2,7 @@ package flows
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -17,7 +18,7 @@ func (n *Names) Explain(f Flow) string {
 func (n *Names) ExplainMatch(m Match) string {
 	what := "packets"
 	var words []string
-	for _, f := range m {
+	for _, f := range inReadingOrder(m) {
 		switch f.Name {
 		case "ip", "ipv6", "arp", "udp", "udp6", "tcp", "tcp6", "icmp", "icmp6", "sctp", "sctp6":
 			what = protocolWords(f.Name)
@@ -34,7 +35,7 @@ func (n *Names) ExplainMatch(m Match) string {
 		case "arp_tpa":
 			words = append(words, "asking for "+n.Address(f.Value))
 		case "arp_sha":
-			words = append(words, "whose sender MAC is "+f.Value)
+			words = append(words, "whose sender's MAC is "+f.Value)
 		case "arp_op":
 			words = append(words, map[string]string{"1": "that are requests", "2": "that are replies"}[f.Value])
 		case "icmp_type", "icmpv6_type":
@@ -60,6 +61,22 @@ func (n *Names) ExplainMatch(m Match) string {
 		return "all " + what
 	}
 	return what + " " + strings.Join(words, ", ")
+}
+
+// inReadingOrder puts where a packet comes from before what it says. OVS prints fields in an order of
+// its own; a flow that is read back has the same sentence.
+func inReadingOrder(m Match) Match {
+	order := []string{
+		"in_port", "reg0", "tun_src", "tun_ipv6_src", "tun_id", "dl_src", "eth_src", "arp_op", "arp_sha", "arp_spa", "arp_tpa",
+		"nw_src", "ipv6_src", "nw_dst", "ipv6_dst", "icmp_type", "icmpv6_type", "udp_dst", "tp_dst", "nw_ttl",
+	}
+	rank := func(f Field) int {
+		if i := slices.Index(order, f.Name); i >= 0 {
+			return i
+		}
+		return len(order)
+	}
+	return slices.SortedStableFunc(slices.Values(m), func(a, b Field) int { return rank(a) - rank(b) })
 }
 
 // ExplainActions says what happens to the packets of a flow.
@@ -92,11 +109,11 @@ func (n *Names) actionWords(t Table, a Action) string {
 		}
 		return "send to " + n.Port(a.Arg)
 	case "in_port", "IN_PORT":
-		return "answer to the sender"
+		return "send back by the port of the request"
 	case "dec_ttl":
 		return "decrement the TTL"
 	case "check_pkt_larger":
-		return "note whether it is larger than " + strings.TrimPrefix(strings.SplitN(a.Arg, ")", 2)[0], "(") + " bytes"
+		return "mark those larger than " + strings.TrimPrefix(strings.SplitN(a.Arg, ")", 2)[0], "(") + " bytes (Ethernet header included)"
 	case "move":
 		return "" // only answers to ARP and ND move fields; the sentence is complete without
 	case "set_field":
@@ -110,23 +127,26 @@ func (n *Names) setWords(t Table, value, field string) string {
 	switch field {
 	case "reg0":
 		return map[string]string{
-			fromPod: "note that a pod sent it", fromTunnel: "note that a node sent it", fromGateway: "note that the host sent it",
-			toPod: "for a pod", toTunnel: "for another node", toGateway: "for the host",
+			fromPod: "mark as sent by a pod", fromTunnel: "mark as sent by a node", fromGateway: "mark as sent by the host",
+			toPod: "", toTunnel: "", toGateway: "", // reg1 says it
 		}[value]
 	case "reg1":
-		return "by " + n.Port(value)
+		if decimal(value) == fmt.Sprint(TunnelPort) {
+			return "" // tun_dst says it
+		}
+		return "choose the port of " + n.Port(value)
 	case "tun_dst", "tun_ipv6_dst":
-		return "to " + n.Address(value)
+		return "choose the tunnel to " + n.Address(value)
 	case "tun_id":
 		return "with VNI " + decimal(value)
 	case "eth_dst":
-		return "to MAC " + value
+		return "set the destination MAC " + value
 	case "arp_op":
-		return "turn it into a reply: " + RouterMAC().String() + " is at every address"
+		return "turn into a reply that the address is at " + RouterMAC().String()
 	case "icmpv6_type":
-		return "turn it into an advertisement"
+		return "turn into an advertisement"
 	case "nd_tll":
-		return "that names " + value
+		return "say that the address is at " + value
 	case "eth_src", "arp_sha", "icmpv6_code", "nd_options_type", "nd_reserved":
 		return "" // part of the rewriting that the other words tell
 	}
@@ -170,10 +190,16 @@ func registerWords(value string) string {
 	switch value {
 	case isFromPod, fromPod:
 		return "sent by a pod"
+	case isNotFromPod:
+		return "not sent by a pod of this node"
 	case fromTunnel:
 		return "sent by a node"
+	case isNotFromTunnel:
+		return "not from the tunnel"
 	case isFromGateway, fromGateway:
 		return "sent by the host"
+	case isNotFromGateway:
+		return "not sent by the host"
 	case isToGateway, toGateway:
 		return "for the host"
 	case toPod:
@@ -185,9 +211,9 @@ func registerWords(value string) string {
 	case isLoop:
 		return "from the host to the host"
 	case isOverlayOnly:
-		return "between pods"
+		return "that this bridge routes by itself"
 	case isTooBig:
-		return "that are too big"
+		return "larger than the MTU"
 	}
 	return "with reg0=" + value
 }

@@ -80,6 +80,16 @@ func (n *Names) Port(value string) string {
 
 // Address names an address or range: "198.18.1.7 (pod shop/db)". Without a name it is the text itself.
 func (n *Names) Address(value string) string {
+	switch value {
+	case "0.0.0.0", "::":
+		return "no address (" + value + ")"
+	case "fe80::/10":
+		return value + " (link-local)"
+	case "224.0.0.0/4", "ff00::/8":
+		return value + " (multicast)"
+	case "255.255.255.255":
+		return value + " (broadcast)"
+	}
 	if a, err := netip.ParseAddr(value); err == nil {
 		if name, ok := n.hosts[a]; ok {
 			return value + " (" + name + ")"

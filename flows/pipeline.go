@@ -33,7 +33,9 @@ import (
 // reg1 is the OpenFlow port to send to, written by route, read by output.
 //
 // ARP and ND come after node because a match on the ICMPv6 type in an earlier table would make every
-// IPv6 megaflow match on the protocol; so only packets to a node or a multicast group pay for it.
+// IPv6 megaflow match on the protocol; so only packets to a node or a multicast group pay for it. What a
+// pod sends to another pod's address is routed, ND included: it arrives with a hop limit below 255 and is
+// ignored there (RFC 4861 §7.1).
 
 // Table is an OpenFlow table number.
 type Table uint8
@@ -93,13 +95,16 @@ const (
 	toTunnel    = "0x20/0x70"
 	toGateway   = "0x40/0x70"
 
-	isFromPod     = "0x1/0x1"
-	isFromGateway = "0x4/0x4"
-	isToGateway   = "0x40/0x40"
-	isTransit     = "0x22/0x22"
-	isLoop        = "0x44/0x44"
-	isOverlayOnly = "0/0x44"
-	isTooBig      = "0x100/0x100"
+	isFromPod        = "0x1/0x1"
+	isNotFromPod     = "0/0x1"
+	isNotFromTunnel  = "0/0x2"
+	isFromGateway    = "0x4/0x4"
+	isNotFromGateway = "0/0x4"
+	isToGateway      = "0x40/0x40"
+	isTransit        = "0x22/0x22"
+	isLoop           = "0x44/0x44"
+	isOverlayOnly    = "0/0x44"
+	isTooBig         = "0x100/0x100"
 )
 
 // Reason is the stable word under which drops are counted.
@@ -133,7 +138,7 @@ func (r Reason) Sentence() string {
 	case DropUnknownPeer:
 		return "it came through the tunnel from an address that is no Node's, or with another VNI"
 	case DropNotIP:
-		return "it is neither IPv4, IPv6 nor ARP"
+		return "it is no IP packet, and no ARP of this node either"
 	case DropSpoofed:
 		return "the pod used a MAC or IP address that is not its own"
 	case DropDAD:
@@ -153,7 +158,7 @@ func (r Reason) Sentence() string {
 	case DropInjection:
 		return "a pod may not send tunnel packets to a node"
 	case DropNDToNode:
-		return "a pod may not send Neighbor Discovery messages other than solicitations"
+		return "of Neighbor Discovery only solicitations are answered, those of the pods of this node"
 	case DropNotAsked:
 		return "it is ARP or Neighbor Discovery, but no request"
 	case DropTransit:
@@ -209,8 +214,9 @@ func (p *builder) routeFlows(w *World) {
 	}
 	for _, f := range []Match{ipv4(), ipv6()} {
 		p.add(Route, prioOutside, match(f, field("reg0", isFromPod)), append(toHost(), gotoTable(Output))...)
+		p.drop(Route, prioOutside, match(f, field("reg0", isNotFromPod)), DropNoRoute)
 	}
-	p.drop(Route, 0, nil, DropNoRoute)
+	p.drop(Route, 0, nil, DropNotIP) // from a peer: all others were sorted out before
 }
 
 // selfFlows are what this node's own Node object adds: its host answers for the gateway of each podCIDR
@@ -253,15 +259,15 @@ func toHost() Actions {
 
 func (p *builder) nodeFlows(w *World) {
 	pod := field("reg0", isFromPod)
-	const solicitation, advertisement, redirect, routerSolicit, routerAdvert = 135, 136, 137, 133, 134 // RFC 4861
-	p.add(ToNode, 100, icmp6(solicitation), gotoTable(Neighbour))
-	for _, typ := range []int{routerSolicit, routerAdvert, advertisement, redirect} {
-		p.drop(ToNode, 100, match(icmp6(typ), pod), DropNDToNode)
+	const solicitation = 135
+	p.add(ToNode, 100, match(icmp6(solicitation), field("reg0", isNotFromTunnel)), gotoTable(Neighbour))
+	for typ := 133; typ <= 137; typ++ { // router and neighbor solicitations and advertisements, redirects: RFC 4861 §4
+		p.drop(ToNode, 98, match(icmp6(typ), field("reg0", isNotFromGateway)), DropNDToNode)
 	}
+	p.drop(ToNode, 95, ipDst(netip.MustParsePrefix("ff00::/8")), DropMulticast)
 	port := field("tp_dst", fmt.Sprint(w.Tunnel.Port))
 	p.drop(ToNode, 90, match(field("udp", ""), pod, port), DropInjection)
 	p.drop(ToNode, 90, match(field("udp6", ""), pod, port), DropInjection)
-	p.drop(ToNode, 80, ipDst(netip.MustParsePrefix("ff00::/8")), DropMulticast)
 	p.add(ToNode, 0, nil, gotoTable(Output))
 }
 
@@ -285,6 +291,11 @@ func (p *builder) neighbourFlows() {
 	p.drop(Advertise, 0, nil, DropNotAsked)
 }
 
+// outputFlows send. The megaflow of a packet whose TTL is decremented matches its TTL and its protocol,
+// though no table here looks at the protocol: OVS (3.1) adds both for any rewriting of the IP header, as
+// `ofproto/trace` shows for a bridge that holds nothing but "ip,actions=dec_ttl,output:2". Ports are
+// never matched. So two pods share one megaflow for each direction, protocol and initial TTL; what goes
+// to or comes from the host, whose own stack counts the hop, needs just one.
 func (p *builder) outputFlows() {
 	reg0 := func(v string) Match { return field("reg0", v) }
 	host := Actions{setMAC(GatewayMAC(), "eth_dst"), output(GatewayPort)}

@@ -13,11 +13,14 @@ import (
 )
 
 // Switch is the OpenFlow side of one bridge. It keeps no connection: each call runs ovs-ofctl, about
-// 25 ms, so collect changes into one bundle.
+// 25 ms, so collect changes into one bundle. KeepReady saves most of that for Apply.
 type Switch struct {
 	bridge, target string
 	exec           Executor
+	spare          spare
 }
+
+const ofctl = "ovs-ofctl"
 
 // NewSwitch is the switch behind a bridge, at its management socket in runDir. An empty runDir is
 // $OVS_RUNDIR or, without that, OVS's own default.
@@ -60,6 +63,15 @@ func (e *Error) Unwrap() error { return e.Err }
 func (s *Switch) Apply(ctx context.Context, bundle string) error {
 	if strings.TrimSpace(bundle) == "" {
 		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	defer s.prepare()
+	if len(bundle) <= maxSpare {
+		if done, err := s.applyBySpare(ctx, bundle); done {
+			return err
+		}
 	}
 	_, err := s.run(ctx, bundle, "bundle", "-")
 	return err
@@ -106,12 +118,8 @@ func (s *Switch) Cookies(ctx context.Context) (map[uint64]int, error) {
 // Groups is the text of dump-groups.
 func (s *Switch) Groups(ctx context.Context) (string, error) { return s.run(ctx, "", "dump-groups") }
 
-// run is one ovs-ofctl, options before the target and the rest behind it.
-func (s *Switch) run(ctx context.Context, stdin, op string, args ...string) (string, error) {
-	path, err := s.exec.LookPath("ovs-ofctl")
-	if err != nil {
-		return "", fmt.Errorf("ovs-ofctl is missing: install openvswitch-switch: %w", err)
-	}
+// command is the command line of one ovs-ofctl: options stand before the target, the rest behind it.
+func (s *Switch) command(op string, args ...string) []string {
 	argv := []string{"-O", "OpenFlow15", "-vconsole:off"} // its log is not its answer
 	var rest []string
 	for _, a := range args {
@@ -121,12 +129,20 @@ func (s *Switch) run(ctx context.Context, stdin, op string, args ...string) (str
 			rest = append(rest, a)
 		}
 	}
-	argv = append(append(argv, op, s.target), rest...)
+	return append(append(argv, op, s.target), rest...)
+}
+
+// run is one ovs-ofctl.
+func (s *Switch) run(ctx context.Context, stdin, op string, args ...string) (string, error) {
+	path, err := s.exec.LookPath(ofctl)
+	if err != nil {
+		return "", fmt.Errorf("ovs-ofctl is missing: install openvswitch-switch: %w", err)
+	}
 	var in io.Reader
 	if stdin != "" {
 		in = strings.NewReader(stdin)
 	}
-	out, errs, err := s.exec.Run(ctx, in, path, argv...)
+	out, errs, err := s.exec.Run(ctx, in, path, s.command(op, args...)...)
 	if err != nil {
 		return "", s.failure(op, stdin, errs, err)
 	}

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -96,7 +97,7 @@ func (m *Manifests) Run(ctx context.Context) error {
 		return fmt.Errorf("manifest directory %s cannot be read; create it or correct its name: %w", m.dir, err)
 	}
 	m.setDead(nil)
-	defer m.setDead(errors.New("it was stopped"))
+	defer func() { m.setDead(cmp.Or(ctx.Err(), errors.New("it was stopped"))) }()
 
 	timer := time.NewTimer(retry)
 	timer.Stop()
@@ -283,7 +284,9 @@ func (m *Manifests) setDead(err error) {
 	case err != nil && m.dead == nil:
 		m.dead = fmt.Errorf("manifest directory %s is not followed since %s, and what is known stays in force; put it back: %w",
 			m.dir, time.Now().UTC().Format(time.RFC3339), err)
-		m.log.Warn(m.dead)
+		if !errors.Is(err, context.Canceled) { // the agent ends: nothing to worry about
+			m.log.Warn(m.dead)
+		}
 	}
 }
 

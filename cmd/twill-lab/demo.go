@@ -56,9 +56,22 @@ func (d *demo) show(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
+	err = d.steps(ctx)
 	if !d.options.Keep {
-		defer func() { err = errors.Join(err, d.tearDown(ctx)) }()
+		err = errors.Join(err, d.tearDown(ctx))
+	} else if err != nil {
+		fmt.Fprintf(d.out, "\nThe lab is left up: %[1]s status, %[1]s down\n", d.command())
+	} else {
+		d.hints()
 	}
+	if err == nil {
+		fmt.Fprintf(d.out, "\nAll steps succeeded, in %.1fs.\n", time.Since(start).Seconds())
+	}
+	return err
+}
+
+// steps are what there is to see while the lab is up.
+func (d *demo) steps(ctx context.Context) error {
 	for _, s := range []struct {
 		name string
 		do   func(context.Context) (string, error)
@@ -69,20 +82,13 @@ func (d *demo) show(ctx context.Context) (err error) {
 		{"across nodes over Geneve: a reaches b and d, IPv4 and IPv6", d.pings("a", "b", "d")},
 		{"the agents are restarted with VXLAN", d.switchTunnel("vxlan")},
 		{"across nodes over VXLAN: a reaches b and d, IPv4 and IPv6", d.pings("a", "b", "d")},
-		{"the path of a packet from a to b: twill trace default/a default/b", d.onNode("node-1", "twill", "trace", "default/a", "default/b")},
+		{"the path of one packet from a to b, on both nodes: twill trace", d.trace("a", "b")},
 		{"the flows of pod a and whom they belong to: twill flows --pod default/a", d.onNode("node-1", "twill", "flows", "--pod", "default/a")},
 	} {
 		if err := d.step(s.name, func() (string, error) { return s.do(ctx) }); err != nil {
-			if d.options.Keep {
-				fmt.Fprintf(d.out, "\nThe lab is left up: twill-lab status --name %s; twill-lab down --name %s\n", d.lab.Name, d.lab.Name)
-			}
 			return err
 		}
 	}
-	if d.options.Keep {
-		d.hints()
-	}
-	fmt.Fprintf(d.out, "\nAll steps succeeded, in %.1fs.\n", time.Since(start).Seconds())
 	return nil
 }
 
@@ -105,7 +111,8 @@ func (d *demo) step(name string, do func() (string, error)) error {
 }
 
 func indent(text string) string {
-	return "    " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n    ")
+	text = "    " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n    ")
+	return strings.ReplaceAll(text, "\n    \n", "\n\n")
 }
 
 // tearDown works also when the demo was interrupted.
@@ -173,6 +180,28 @@ func (d *demo) switchTunnel(tunnel string) func(context.Context) (string, error)
 	}
 }
 
+// trace follows one packet through the bridge of the sender's node and then that of the receiver's.
+func (d *demo) trace(from, to string) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		a, b := d.pods[from], d.pods[to]
+		var text string
+		for _, part := range []struct {
+			node string
+			args []string
+		}{
+			{a.Node, []string{"twill", "trace", a.String(), b.Addresses[0].String()}},
+			{b.Node, []string{"twill", "trace", "node/" + a.Node, b.String(), "--source", a.Addresses[0].String()}},
+		} {
+			out, err := d.onNode(part.node, part.args...)(ctx)
+			text += fmt.Sprintf("%s$ %s\n%s\n", part.node, strings.Join(part.args, " "), out)
+			if err != nil {
+				return text, err
+			}
+		}
+		return text, nil
+	}
+}
+
 func (d *demo) onNode(node string, args ...string) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
 		out, err := d.lab.NodeExec(ctx, node, args...)
@@ -186,8 +215,11 @@ func (d *demo) onNode(node string, args ...string) func(context.Context) (string
 	}
 }
 
+// command is how to speak to this lab from the checkout.
+func (d *demo) command() string { return "bin/twill-lab --name " + d.lab.Name }
+
+// hints say what to try in a lab that is left up.
 func (d *demo) hints() {
-	l := "bin/twill-lab --name " + d.lab.Name
 	b := d.pods["b"].Addresses[0]
 	fmt.Fprintf(d.out, `
 The lab is left up. Try:
@@ -200,5 +232,5 @@ The lab is left up. Try:
   %[1]s agent start node-1
   %[1]s node add              # and watch the others' logs: tail -f %[3]s
   %[1]s down
-`, l, b, lab.Dir(d.lab.Name)+"/nodes/*/agent.log")
+`, d.command(), b, lab.Dir(d.lab.Name)+"/nodes/*/agent.log")
 }

@@ -30,22 +30,39 @@ func (l *Lab) CNI(node string) (*CNI, error) {
 }
 
 func (n *Node) cni() (*CNI, error) {
-	dir := n.path("cni", "net.d")
-	files, err := libcni.ConfFiles(dir, []string{".conflist"})
+	c, err := LoadCNI(CNIConfig{
+		ConfDir: n.path("cni", "net.d"), BinDir: n.path("cni", "bin"), CacheDir: n.path("cni", "cache"), NetNS: n.NetNS(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: the agent installs it when it is ready, see %s", n.Name, err, n.LogFile())
+	}
+	return c, nil
+}
+
+// CNIConfig says where a container runtime finds its plugins.
+type CNIConfig struct {
+	// ConfDir holds the network configurations, of which the first by name counts; BinDir holds the
+	// plugins, CacheDir what libcni keeps of each attachment.
+	ConfDir, BinDir, CacheDir string
+	// NetNS is the name of the network namespace that the plugins run in.
+	NetNS string
+}
+
+// LoadCNI loads a configuration of anybody's.
+func LoadCNI(c CNIConfig) (*CNI, error) {
+	files, err := libcni.ConfFiles(c.ConfDir, []string{".conflist"})
 	if err != nil {
 		return nil, err
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("%s has no CNI configuration in %s: the agent installs it when it is ready, see %s", n.Name, dir, n.LogFile())
+		return nil, fmt.Errorf("there is no CNI configuration in %s", c.ConfDir)
 	}
 	conf, err := libcni.ConfListFromFile(slices.Min(files))
 	if err != nil {
 		return nil, err
 	}
-	return &CNI{
-		conf:   conf,
-		libcni: libcni.NewCNIConfigWithCacheDir([]string{n.path("cni", "bin")}, n.path("cni", "cache"), n.exec()),
-	}, nil
+	exec := &nodeExec{RawExec: &invoke.RawExec{}, namespace: c.NetNS}
+	return &CNI{conf: conf, libcni: libcni.NewCNIConfigWithCacheDir([]string{c.BinDir}, c.CacheDir, exec)}, nil
 }
 
 // Add attaches the pod's namespace.
@@ -112,10 +129,6 @@ type nodeExec struct {
 	*invoke.RawExec
 	version.PluginDecoder
 	namespace string
-}
-
-func (n *Node) exec() invoke.Exec {
-	return &nodeExec{RawExec: &invoke.RawExec{}, namespace: n.NetNS()}
 }
 
 func (e *nodeExec) ExecPlugin(ctx context.Context, plugin string, stdin []byte, env []string) ([]byte, error) {

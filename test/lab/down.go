@@ -39,7 +39,7 @@ func (l *Lab) remove(ctx context.Context) error {
 	err = errors.Join(err, each(ctx, l.Nodes(), func(ctx context.Context, n *Node) error {
 		return n.OVS().Stop(ctx)
 	}))
-	if err := errors.Join(err, removeNamespaces(ctx, l.namespaces())); err != nil {
+	if err := errors.Join(err, removeNamespaces(ctx, l.namespaces(), l.path("nodes"))); err != nil {
 		return err
 	}
 	return os.RemoveAll(l.dir)

@@ -171,7 +171,7 @@ func (l *Lab) addNode(ctx context.Context, n *Node) error {
 		return fmt.Errorf("start Open vSwitch of %s: %w", n.Name, err)
 	}
 	if l.Datapath == "netdev" {
-		if err := run(ctx, n.NetNS(), ovs.Env(), "", "ovs-vsctl",
+		if err := run(ctx, n.NetNS(), ovs.Env(), "", "ovs-vsctl", "--timeout=20",
 			"--", "add-br", "br-phy",
 			"--", "set", "bridge", "br-phy", "datapath_type=netdev",
 			"--", "add-port", "br-phy", "eth0",
@@ -187,18 +187,20 @@ func (l *Lab) addNode(ctx context.Context, n *Node) error {
 }
 
 // configureUnderlay gives the node its addresses and default routes, as a host's network
-// configuration does at boot. It may be repeated at any time.
+// configuration does at boot.
 func (n *Node) configureUnderlay(ctx context.Context) error {
 	dev := n.Interface()
 	lines := []string{"link set eth0 addrgenmode none", "link set eth0 up"}
 	if dev != "eth0" {
 		lines = append(lines, "link set "+dev+" up")
 	}
-	return ip(ctx, n.NetNS(), append(lines,
-		fmt.Sprintf("addr replace %s/%d dev %s", underlay4(byte(n.index)), underlayBits4, dev),
-		fmt.Sprintf("addr replace %s/%d dev %s nodad", underlay6(byte(n.index)), underlayBits6, dev),
-		fmt.Sprintf("route replace default via %s dev %s", underlay4(outsideHost), dev),
-		fmt.Sprintf("route replace default via %s dev %s", underlay6(outsideHost), dev))...)
+	lines = append(lines, byFamily(n.lab.Config,
+		fmt.Sprintf("addr add %s/%d dev %s", underlay4(byte(n.index)), underlayBits4, dev),
+		fmt.Sprintf("addr add %s/%d dev %s nodad", underlay6(byte(n.index)), underlayBits6, dev))...)
+	lines = append(lines, byFamily(n.lab.Config,
+		fmt.Sprintf("route add default via %s dev %s", underlay4(outsideHost), dev),
+		fmt.Sprintf("route add default via %s dev %s", underlay6(outsideHost), dev))...)
+	return ip(ctx, n.NetNS(), lines...)
 }
 
 // manifest is the Node object that the cluster would have.
@@ -245,7 +247,10 @@ func (l *Lab) removeNode(ctx context.Context, n *Node) error {
 			objects = append(objects, p.manifest()...)
 		}
 	}
-	if err := removeNamespaces(ctx, namespaces); err != nil {
+	if err := removeNamespaces(ctx, namespaces, n.path()); err != nil {
+		return err
+	}
+	if err := l.unplug(n.Name); err != nil {
 		return err
 	}
 	for _, p := range pods {

@@ -16,6 +16,22 @@ func TestNodesReachEachOtherAndTheHostOutside(t *testing.T) {
 	mustPing(t, l, "node-2", "198.51.100.1", "2001:db8:100::1", lab.Outside4().String(), lab.Outside6().String())
 }
 
+func TestNodesHaveAddressesOfTheFamilyAskedForAndNoOthers(t *testing.T) {
+	for family, c := range map[string]struct{ other, outside, absent string }{
+		"ipv4": {"198.51.100.2", lab.Outside4().String(), "2001:db8:"},
+		"ipv6": {"2001:db8:100::2", lab.Outside6().String(), "198.51.100."},
+	} {
+		l, err := lab.Up(t.Context(), lab.Options{Config: lab.Config{Name: newName(t), NoAgent: true, IPFamily: family}, Nodes: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustPing(t, l, "node-1", c.other, c.outside)
+		if got := mustNodeExec(t, l, "node-1", "ip", "addr"); strings.Contains(got, c.absent) {
+			t.Errorf("%s: an address of the other family:\n%s", family, got)
+		}
+	}
+}
+
 func TestTheUnderlayCarriesPacketsOfItsMTUAndNoLarger(t *testing.T) {
 	l, err := lab.Up(t.Context(), lab.Options{Config: lab.Config{Name: newName(t), NoAgent: true, UnderlayMTU: 1600}, Nodes: 2})
 	if err != nil {

@@ -64,6 +64,9 @@ func (o *Options) setDefaults() {
 	def(&o.IPFamily, "dual")
 	def(&o.LogLevel, "info")
 	def(&o.BinDir, defaultBinDir())
+	if abs, err := filepath.Abs(o.BinDir); err == nil {
+		o.BinDir = abs // commands on nodes come from anywhere
+	}
 	if o.UnderlayMTU == 0 {
 		o.UnderlayMTU = 1500
 	}

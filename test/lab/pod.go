@@ -80,7 +80,7 @@ func (l *Lab) AddPod(ctx context.Context, p Pod) (Pod, error) {
 		}
 		_, delErr := l.Delete(p.manifest())
 		return p, errors.Join(fmt.Errorf("add pod %s on %s: %w", p, p.Node, err),
-			delErr, removeNamespaces(ctx, []string{ns}), l.forget(p))
+			delErr, removeNamespaces(ctx, []string{ns}, ""), l.forget(p))
 	}
 	return p, nil
 }
@@ -256,7 +256,7 @@ func (l *Lab) RemovePod(ctx context.Context, ref string) error {
 	if err := conf.Del(ctx, p); err != nil {
 		return fmt.Errorf("remove pod %s from %s: %w", p, p.Node, err)
 	}
-	if err := removeNamespaces(ctx, []string{filepath.Base(p.NetNS)}); err != nil {
+	if err := removeNamespaces(ctx, []string{filepath.Base(p.NetNS)}, ""); err != nil {
 		return err
 	}
 	if _, err := l.Delete(p.manifest()); err != nil {

@@ -1,12 +1,14 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,7 +33,20 @@ func spawn(namespace, logFile string, env []string, argv ...string) (int, error)
 		return 0, fmt.Errorf("start %s: %w", argv[0], err)
 	}
 	go cmd.Wait() // should we live longer than it does
+	awaitCommandLine(cmd.Process.Pid)
 	return cmd.Process.Pid, nil
+}
+
+// awaitCommandLine waits until the kernel shows the command line, which comes a moment after exec has
+// succeeded: pidOf would take the process for another one. One that has ended already has none.
+func awaitCommandLine(pid int) {
+	for range 1000 {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || len(cmdline) > 0 {
+			return
+		}
+		time.Sleep(time.Millisecond) // nothing announces it
+	}
 }
 
 // pidOf reads a pidfile. It returns 0 unless the process is alive and has mark in its command line:
@@ -93,11 +108,13 @@ func waitGone(ctx context.Context, fd int, deadline time.Time) (bool, error) {
 	return false, ctx.Err()
 }
 
-// removeNamespaces ends every process inside the namespaces and removes them. A network namespace
-// lives as long as somebody is in it, whatever becomes of its name.
-func removeNamespaces(ctx context.Context, names []string) error {
+// removeNamespaces ends every process inside the namespaces, and those that have dir in their
+// OVS_RUNDIR, and removes the namespaces. A network namespace lives as long as somebody is in it,
+// whatever becomes of its name; and what a killed `twill-lab up` was just starting may be on its way
+// into it.
+func removeNamespaces(ctx context.Context, names []string, dir string) error {
 	for range 10 { // somebody inside may be starting others
-		pids, err := inside(names)
+		pids, err := inside(names, dir)
 		if err != nil {
 			return err
 		}
@@ -122,8 +139,9 @@ func removeNamespaces(ctx context.Context, names []string) error {
 	return nil
 }
 
-// inside lists the processes that live in one of the namespaces.
-func inside(names []string) ([]int, error) {
+// inside lists the processes that live in one of the namespaces or were started with an OVS_RUNDIR
+// below dir.
+func inside(names []string, dir string) ([]int, error) {
 	own, err := os.Stat("/proc/self/ns/net")
 	if err != nil {
 		return nil, err
@@ -134,21 +152,24 @@ func inside(names []string) ([]int, error) {
 			namespaces = append(namespaces, ns)
 		}
 	}
-	links, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	processes, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
 	}
 	var pids []int
-	for _, link := range links {
-		of, err := os.Stat(link) // fails when the process ended meanwhile, or is a zombie
-		if err != nil {
+	for _, process := range processes {
+		pid, err := strconv.Atoi(filepath.Base(process))
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		for _, ns := range namespaces {
-			if os.SameFile(of, ns) {
-				pid, _ := strconv.Atoi(strings.Split(link, "/")[2])
-				pids = append(pids, pid)
-			}
+		of, err := os.Stat(process + "/ns/net")
+		if err != nil {
+			continue // it ended meanwhile, or is a zombie
+		}
+		environ, _ := os.ReadFile(process + "/environ")
+		if slices.ContainsFunc(namespaces, func(ns os.FileInfo) bool { return os.SameFile(of, ns) }) ||
+			dir != "" && bytes.Contains(append([]byte{0}, environ...), []byte("\x00OVS_RUNDIR="+dir+"/")) {
+			pids = append(pids, pid)
 		}
 	}
 	return pids, nil

@@ -2,7 +2,12 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 )
 
 func (l *Lab) underlayNS() string { return l.namespace("underlay") }
@@ -46,4 +51,33 @@ func (l *Lab) plug(ctx context.Context, port, namespace string) error {
 		return err
 	}
 	return run(ctx, namespace, nil, "", "ethtool", "-K", "eth0", "tx", "off")
+}
+
+// unplug removes a port of the underlay's bridge and with it the eth0 at its other end. The kernel
+// would do so, too, some time after the namespace went: too late for a node that comes back at once.
+func (l *Lab) unplug(port string) error {
+	ns, err := netns.GetFromPath(netnsPath(l.underlayNS()))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open network namespace %s: %w", l.underlayNS(), err)
+	}
+	defer ns.Close()
+	links, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", l.underlayNS(), err)
+	}
+	defer links.Close()
+	link, err := links.LinkByName(port)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = links.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove link %s of %s: %w", port, l.underlayNS(), err)
+	}
+	return nil
 }

@@ -1,0 +1,190 @@
+package flows_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twill-net/twill/flows"
+	"github.com/twill-net/twill/ovs"
+	"github.com/twill-net/twill/test/ovsd"
+)
+
+// bridge is a bridge as an agent makes it, on a private Open vSwitch with a dummy datapath.
+type bridge struct {
+	t    testing.TB
+	ctx  context.Context
+	o    *ovsd.OVS
+	sw   *ovs.Switch
+	ctrl *ovs.Daemon
+}
+
+const bridgeName = "br-twill"
+
+// startBridge has the tunnel port, the gateway and the numbered ports that pods and one stranger use.
+func startBridge(t testing.TB, pods ...uint32) *bridge {
+	t.Helper()
+	o := ovsd.ForTest(t, ovsd.Config{Dummy: true})
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	t.Cleanup(cancel)
+	db, err := ovs.Dial(ctx, ovs.Config{Endpoint: o.Endpoint()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	names := map[uint8]string{}
+	for _, table := range flows.Tables() {
+		names[uint8(table)] = table.String()
+	}
+	if _, err := db.EnsureBridge(ctx, ovs.BridgeSpec{
+		Name: bridgeName, DatapathType: "netdev", TableNames: names,
+		ExternalIDs: map[string]string{"twill": "bridge"},
+		Ports: []ovs.PortSpec{
+			{Name: "twill-tun", Type: "geneve", OFPort: int(flows.TunnelPort), Options: map[string]string{"remote_ip": "flow", "key": "flow"}},
+			{Name: "twill0", Type: "internal", OFPort: int(flows.GatewayPort), MAC: flows.GatewayMAC()},
+		},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"init"}
+	for _, p := range pods {
+		name := fmt.Sprintf("p%d", p)
+		args = append(args, "--", "add-port", bridgeName, name, "--", "set", "Interface", name, fmt.Sprintf("ofport_request=%d", p))
+	}
+	if _, err := o.Run(ctx, "ovs-vsctl", args...); err != nil {
+		t.Fatal(err)
+	}
+	ctrl, err := ovs.DialDaemon(ctx, o.RunDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ctrl.Close)
+	return &bridge{t: t, ctx: ctx, o: o, ctrl: ctrl, sw: ovs.NewSwitch(bridgeName, o.RunDir(), ovs.System())}
+}
+
+func (b *bridge) apply(d flows.Delta) {
+	b.t.Helper()
+	if err := b.sw.Apply(b.ctx, d.Bundle()); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bridge) installed() []ovs.Installed {
+	b.t.Helper()
+	out, err := b.sw.Flows(b.ctx)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return out
+}
+
+func live(installed []ovs.Installed) []flows.Live {
+	var out []flows.Live
+	for _, f := range installed {
+		out = append(out, flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie})
+	}
+	return out
+}
+
+func (b *bridge) become(d *flows.Desired) flows.Delta {
+	b.t.Helper()
+	delta := d.Diff(live(b.installed()))
+	b.apply(delta)
+	return delta
+}
+
+// TestASwitchHoldsExactlyWhatWasCompiledAndExplainsItTheSame installs every case, and each after every other.
+func TestASwitchHoldsExactlyWhatWasCompiledAndExplainsItTheSame(t *testing.T) {
+	b := startBridge(t)
+	cases := scenarios(t)
+	wanted := make([]*flows.Desired, len(cases))
+	for i, s := range cases {
+		wanted[i] = desired(t, s.world)
+	}
+	now := live(b.installed())
+	become := func(i int, before string) {
+		t.Helper()
+		b.apply(wanted[i].Diff(now))
+		now = live(b.installed())
+		if again := wanted[i].Diff(now); !again.Empty() {
+			t.Fatalf("%s after %s is not in step: %d to add, %d to delete", cases[i].name, before, len(again.Add), len(again.Delete))
+		}
+	}
+	for i, s := range cases {
+		become(i, "another")
+		b.explained(s, wanted[i])
+		for j := range i {
+			become(j, s.name)
+			become(i, cases[j].name)
+		}
+	}
+}
+
+// explained compares each flow of the switch, parsed, with the flow that was compiled.
+func (b *bridge) explained(s scenario, d *flows.Desired) {
+	b.t.Helper()
+	names := flows.NamesOf(s.world)
+	seen := 0
+	for _, l := range b.installed() {
+		want, ok := d.Flow(l.Cookie)
+		if !ok {
+			b.t.Errorf("%s: the switch holds %+v, which nobody wants", s.name, l)
+			continue
+		}
+		actions, err := flows.ParseActions(l.Actions)
+		if err != nil {
+			b.t.Errorf("%s: %v", s.name, err)
+			continue
+		}
+		seen++
+		got := flows.Flow{Table: flows.Table(l.Table), Priority: l.Priority, Match: flows.ParseMatch(l.Text), Actions: actions, Drop: want.Drop}
+		if g, w := names.Explain(got), names.Explain(want); g != w {
+			b.t.Errorf("%s: the switch explains %s actions=%s as\n  %s\nnot as\n  %s", s.name, l.Text, l.Actions, g, w)
+		}
+		if !slices.Equal(sorted(got.Match), sorted(want.Match)) {
+			b.t.Errorf("%s: the switch prints the match of %s as %s", s.name, want, l.Text)
+		}
+	}
+	if seen != d.Len() {
+		b.t.Errorf("%s: %d flows on the switch, want %d", s.name, seen, d.Len())
+	}
+}
+
+func sorted(m flows.Match) []string {
+	var out []string
+	for _, f := range m {
+		out = append(out, f.String())
+	}
+	slices.Sort(out)
+	return out
+}
+
+// TestForeignFlowsAreRemovedAndMissingOnesRestored lets somebody else work on the bridge.
+func TestForeignFlowsAreRemovedAndMissingOnesRestored(t *testing.T) {
+	b := startBridge(t)
+	d := desired(t, readScenario(t, "testdata/three-dual.txtar").world)
+	b.become(d)
+	first := d.Flows()[0]
+	for _, meddling := range []struct{ what, bundle string }{
+		{"a foreign flow", "flow add cookie=0xdead,table=7,priority=3,ip actions=drop"},
+		{"a flow without a cookie", "flow add table=0,priority=65000 actions=NORMAL"},
+		{"two flows with one cookie of ours", fmt.Sprintf("flow add cookie=%#x,table=0,priority=77,ip actions=drop", first.Cookie)},
+		{"one of ours is gone", fmt.Sprintf("flow delete cookie=%#x/-1", first.Cookie)},
+		{"one of ours is overwritten", strings.Replace("flow add "+first.Spec(), "flow add ", "flow add cookie=0xbad,", 1)},
+		{"one of ours stands at another table", fmt.Sprintf("flow delete cookie=%#[1]x/-1\nflow add cookie=%#[1]x,table=3,priority=100,in_port=1 actions=drop", first.Cookie)},
+		{"all are gone", "flow delete cookie=0/0"},
+	} {
+		if err := b.sw.Apply(b.ctx, meddling.bundle); err != nil {
+			t.Fatalf("%s: %v", meddling.what, err)
+		}
+		if b.become(d).Empty() {
+			t.Errorf("%s was not noticed", meddling.what)
+		}
+		if again := d.Diff(live(b.installed())); !again.Empty() {
+			t.Errorf("%s was not repaired: %d to add, %d to delete", meddling.what, len(again.Add), len(again.Delete))
+		}
+	}
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+
+	"github.com/twill-net/twill/test/lab"
+)
+
+// counters are metrics of an agent: name with labels, as in the text format, to value.
+type counters map[string]float64
+
+// Names of metrics that are reported.
+const (
+	bundles      = `twill_bundles_total{result="ok"}`
+	transactions = "twill_ovsdb_transactions_total"
+	addSeconds   = `twill_cni_operation_duration_seconds_sum{command="ADD"}`
+	addCount     = `twill_cni_operation_duration_seconds_count{command="ADD"}`
+)
+
+// readCounters asks the agent of a node.
+func readCounters(ctx context.Context, n *lab.Node) (counters, error) {
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
+			err = inNetNS(n.NetNS(), func() error { c, err = (&net.Dialer{}).DialContext(ctx, network, address); return err })
+			return c, err
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:9455/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("/metrics of %s: %s", n.Name, resp.Status)
+	}
+	return parseCounters(resp.Body)
+}
+
+func parseCounters(r io.Reader) (counters, error) {
+	c := counters{}
+	in := bufio.NewScanner(r)
+	for in.Scan() {
+		if name, value, ok := strings.Cut(in.Text(), " "); ok && name != "#" {
+			if v, err := strconv.ParseFloat(value, 64); err == nil {
+				c[name] = v
+			}
+		}
+	}
+	return c, in.Err()
+}
+
+// since subtracts what was counted before.
+func (c counters) since(before counters, name string) float64 { return c[name] - before[name] }
+
+// inNetNS calls f on a thread inside a named namespace. Sockets made there stay there.
+func inNetNS(name string, f func() error) error {
+	return ns.WithNetNSPath(filepath.Join("/run/netns", name), func(ns.NetNS) error { return f() })
+}

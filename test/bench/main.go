@@ -1,0 +1,99 @@
+// Program bench measures Twill on this machine, each time beside something that does the same in the
+// simplest way, in the same run: absolute numbers depend on the machine and on who else uses it, the
+// ratios much less. It prints Markdown on standard output and progress on standard error.
+//
+//	go run ./test/bench                 everything, some minutes
+//	go run ./test/bench -only traffic   one part: cni, nodes or traffic
+//
+// It needs root and bin/ of `make build`. Everything happens in labs (see test/lab) of its own, named by
+// -name, which are gone afterwards, also when it is interrupted; after a kill -9 the next run clears them up.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/twill-net/twill/test/lab"
+)
+
+// limit bounds the whole run.
+const limit = 6 * time.Minute
+
+// part is one of the things that are measured.
+type part struct {
+	name string
+	run  func(ctx context.Context, labName string) error
+}
+
+func main() {
+	only := flag.String("only", "", "parts to run, separated by commas: cni, nodes, traffic; empty means all")
+	name := flag.String("name", "bench", "prefix of the labs' names")
+	flag.Parse()
+	if err := run(*only, *name); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(only, name string) error {
+	parts := []part{{"cni", benchCNI}, {"nodes", benchNodes}, {"traffic", benchTraffic}}
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	wanted := names
+	if only != "" {
+		wanted = strings.Split(only, ",")
+	}
+	for _, w := range wanted {
+		if !slices.Contains(names, w) {
+			return fmt.Errorf("-only %q: there are %s", w, strings.Join(names, ", "))
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+
+	describeMachine(ctx)
+	var errs []error
+	for _, p := range parts {
+		if ctx.Err() == nil && slices.Contains(wanted, p.name) {
+			if err := p.run(ctx, name+p.name); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
+			}
+		}
+	}
+	fmt.Printf("\nLoad average at the end: %s.\n", loadAverage())
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// withLab lends a lab. What a run that was killed left of it is cleared up first.
+func withLab(ctx context.Context, o lab.Options, use func(*lab.Lab) error) (err error) {
+	if err := lab.Down(ctx, o.Name); err != nil {
+		return err
+	}
+	l, err := lab.Up(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = errors.Join(err, l.Down(ctx))
+	}()
+	return use(l)
+}
+
+// say reports progress.
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().UTC().Format("15:04:05 ")+format+"\n", args...)
+}

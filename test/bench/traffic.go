@@ -1,0 +1,5 @@
+package main
+
+import "context"
+
+func benchTraffic(ctx context.Context, name string) error { return nil }
