@@ -223,14 +223,18 @@ func (m *Manager) Check(_ context.Context, req *cni.Request, netns *os.File) err
 	return nil
 }
 
-// Status says whether ADD would work.
+// Status says whether ADD would work. Addresses that rest are no reason against it: they are free soon.
 func (m *Manager) Status(context.Context, *cni.Request) error {
 	if err := m.cfg.Ready(); err != nil {
 		return cni.Errorf(cni.ErrNotAvailable, "node %s is not ready for pods: %w", m.cfg.NodeName, err)
 	}
-	for _, r := range m.Usage().Ranges {
+	ranges := m.Usage().Ranges
+	if len(ranges) == 0 {
+		return m.noPodCIDR(cni.ErrNotAvailable)
+	}
+	for _, r := range ranges {
 		if r.Free+r.Cooling == 0 {
-			return cni.Errorf(cni.ErrNotAvailable, "podCIDR %s of node %s has no free address: %d in use", r.CIDR, m.cfg.NodeName, r.Used)
+			return m.exhausted(cni.ErrNotAvailable, r)
 		}
 	}
 	return nil

@@ -283,7 +283,7 @@ func (a *agent) trail() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for i := range len(a.steps) - 1 {
-		if a.steps[i] == "WaitPort" && a.steps[i+1] == "Apply" {
+		if a.steps[i] == "WaitPort" && a.steps[i+1] == "Apply" && (i == 0 || a.steps[i-1] != "Apply") {
 			a.steps[i], a.steps[i+1] = "Apply", "WaitPort"
 		}
 	}

@@ -97,8 +97,7 @@ func (m *Manager) warm() {
 func (m *Manager) lease(r record) (record, error) {
 	cidrs := m.cfg.PodCIDRs()
 	if len(cidrs) == 0 {
-		return record{}, cni.Errorf(cni.ErrTryAgain, "node %s has no usable podCIDR", m.cfg.NodeName).
-			Advise("run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr, or set spec.podCIDR and spec.podCIDRs of the Node")
+		return record{}, m.noPodCIDR(cni.ErrTryAgain)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -111,7 +110,11 @@ func (m *Manager) lease(r record) (record, error) {
 	for _, c := range cidrs {
 		a, ok := nextFree(c, m.last[c], taken)
 		if !ok {
-			return record{}, m.exhausted(m.use(c, used))
+			r := m.use(c, used)
+			if r.Cooling > 0 {
+				return record{}, m.exhausted(cni.ErrTryAgain, r)
+			}
+			return record{}, m.exhausted(cni.ErrNoFreeAddress, r)
 		}
 		r.Addresses, r.gateways = append(r.Addresses, a), append(r.gateways, gatewayOf(c))
 	}
@@ -128,14 +131,16 @@ func (m *Manager) lease(r record) (record, error) {
 	return r, nil
 }
 
+func (m *Manager) noPodCIDR(code uint) error {
+	return cni.Errorf(code, "node %s has no usable podCIDR", m.cfg.NodeName).
+		Advise("run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr, or set spec.podCIDR and spec.podCIDRs of the Node")
+}
+
 // exhausted is the error for a range without a free address.
-func (m *Manager) exhausted(r Range) error {
-	code, remedy := cni.ErrNoFreeAddress, "delete pods of this node, or give nodes larger ranges (kube-controller-manager --node-cidr-mask-size)"
-	if r.Cooling > 0 {
-		code, remedy = cni.ErrTryAgain, "the resting ones are free again soon; "+remedy
-	}
+func (m *Manager) exhausted(code uint, r Range) error {
 	return cni.Errorf(code, "podCIDR %s of node %s has no free address: of %d, %d are in use and %d rest for up to %s after their pods",
-		r.CIDR, m.cfg.NodeName, r.Capacity, r.Used, r.Cooling, m.cfg.Cooldown).Advise("%s", remedy)
+		r.CIDR, m.cfg.NodeName, r.Capacity, r.Used, r.Cooling, m.cfg.Cooldown).
+		Advise("delete pods of this node, or give nodes larger ranges (kube-controller-manager --node-cidr-mask-size)")
 }
 
 // start notes that the row of a lease may be in OVSDB from now on.
