@@ -45,6 +45,7 @@ type node struct {
 	now      time.Time
 	notReady error
 	netns    *os.File
+	steps    sync.Mutex // for those who count steps
 }
 
 func newNode(t testing.TB, cidrs ...string) *node {
@@ -259,6 +260,12 @@ func (a *agent) kill() error {
 	defer a.mu.Unlock()
 	a.dead = true
 	return errKilled
+}
+
+func (a *agent) isDead() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.dead
 }
 
 // onStep sets what happens at the steps to come, and forgets those that were.
