@@ -105,7 +105,7 @@ func (m *Manager) Attachments() map[flows.Owner][]flows.Attachment {
 	return out
 }
 
-// Problems says which ports of the bridge get no flows, and why.
+// Problems says which ports are not as they should be, and why: most of them get no flows.
 func (m *Manager) Problems() []string {
 	var out []string
 	for _, p := range m.cfg.Ports.Ports(m.cfg.Bridge) {
@@ -117,6 +117,9 @@ func (m *Manager) Problems() []string {
 			out = append(out, fmt.Sprintf("port %s of bridge %s has no ids of Twill and gets no flows; if nobody needs it: ovs-vsctl del-port %s %s",
 				p.Name, m.cfg.Bridge, m.cfg.Bridge, p.Name))
 		}
+	}
+	for _, name := range m.lost() {
+		out = append(out, fmt.Sprintf("port %s was deleted or changed by somebody else and is not put back yet", name))
 	}
 	return out
 }

@@ -493,7 +493,7 @@ func (n *node) vanish(sandbox string) {
 func TestAHundredThousandRandomOperationsLeakNothingAndDuplicateNothing(t *testing.T) {
 	n := newNode(t, "198.18.0.0/27", "2001:db8::/64")
 	g := &game{
-		T: t, n: n, ports: n, links: n, most: 24,
+		T: t, n: n, ports: n, links: n, most: 16,
 		netns: func(string) *os.File { return n.netns }, vanish: n.vanish, carried: n.carried,
 	}
 	operations := 100_000

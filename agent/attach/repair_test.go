@@ -158,4 +158,10 @@ func TestAFailedRepairNamesThePodAndTheOthersAreRepaired(t *testing.T) {
 		t.Errorf("repaired %q, %v", repaired, err)
 	}
 	expect(t, "rows", len(n.rows), 1)
+	for name := range n.rows {
+		expect(t, "the problem that is left", strings.Contains(strings.Join(a.Problems(), "\n"), name), false)
+	}
+	expect(t, "problems", len(a.Problems()), 1)
+	a.repair(t)
+	expect(t, "problems afterwards", len(a.Problems()), 0)
 }
