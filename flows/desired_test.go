@@ -116,7 +116,7 @@ func world(r *rand.Rand) *flows.World {
 // order, and compares with a fresh start in the last of them.
 func TestWhatIsWantedDependsOnTheWorldNotOnTheWayThere(t *testing.T) {
 	conflicts := 0
-	for seed := range uint64(60) {
+	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		d, m := flows.NewDesired(), newModel(t)
 		var old *flows.World
@@ -159,7 +159,7 @@ func TestWhatIsWantedDependsOnTheWorldNotOnTheWayThere(t *testing.T) {
 
 func TestChangedMissesNoOwnerWhoseFlowsDiffer(t *testing.T) {
 	seen := 0
-	for seed := range uint64(400) {
+	for seed := range uint64(150) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		old := world(r)
 		now := world(r)

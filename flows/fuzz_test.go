@@ -48,7 +48,7 @@ func FuzzTracesAreRead(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		got, err := flows.ParseTrace(text)
+		got, err := flows.ParseTrace(text, "br-twill")
 		if err != nil {
 			if got.Datapath != "" && len(got.Steps) > 0 {
 				t.Errorf("an error in spite of a whole trace: %v", err)

@@ -11,7 +11,9 @@ func ParseMatch(s string) Match {
 	var m Match
 	for _, part := range splitTop(s) {
 		name, value, _ := strings.Cut(part, "=")
-		m = append(m, Field{name, value})
+		if f := (Field{strings.TrimSpace(name), strings.TrimSpace(value)}); f != (Field{}) {
+			m = append(m, f)
+		}
 	}
 	return m
 }
@@ -23,15 +25,14 @@ func ParseActions(s string) (Actions, error) {
 		if strings.Count(part, "(") != strings.Count(part, ")") {
 			return nil, fmt.Errorf("action %q: unbalanced parentheses; the dump is cut short", part)
 		}
-		i := strings.IndexAny(part, ":(")
-		switch {
-		case i < 0:
-			out = append(out, Action{Verb: part})
-		case part[i] == '(':
-			out = append(out, Action{part[:i], part[i:]})
-		default:
-			out = append(out, Action{part[:i], part[i+1:]})
+		verb, arg := part, ""
+		if i := strings.IndexAny(part, ":("); i >= 0 {
+			verb, arg = part[:i], strings.TrimPrefix(part[i:], ":")
 		}
+		if verb = strings.TrimSpace(verb); verb == "" {
+			return nil, fmt.Errorf("action %q: it has no name; the dump is damaged", part)
+		}
+		out = append(out, Action{verb, strings.TrimSpace(arg)})
 	}
 	if len(out) == 1 && out[0].Verb == "drop" {
 		return nil, nil

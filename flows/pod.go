@@ -2,6 +2,7 @@ package flows
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 )
 
@@ -27,15 +28,16 @@ func podFlows(w *World, a Attachment) []Flow {
 			sender := match(own, arp(), field("arp_spa", addr.String()), field("arp_sha", a.MAC.String()))
 			p.add(Guard, 100, sender, gotoTable(Neighbour))
 			p.drop(Guard, 110, match(sender, field("arp_tpa", addr.String())), DropAnnouncement)
-		} else {
-			// A solicitation may come from the interface's link-local address (RFC 4861 §7.2.2). The lower
-			// priority keeps its match on the ICMPv6 type out of the megaflows of all other packets.
-			linkLocal := match(own, Match{{"icmp6", ""}, {"ipv6_src", "fe80::/10"}, {"icmp_type", "135"}})
-			p.add(Guard, 90, linkLocal, gotoTable(Neighbour))
 		}
 		p.add(Route, prioAddress, ipDst(host(addr)),
 			setMAC(RouterMAC(), "eth_src"), setMAC(a.MAC, "eth_dst"),
 			set(toPod, "reg0"), set(fmt.Sprintf("%#x", a.OFPort), "reg1"), gotoTable(Output))
+	}
+	if slices.ContainsFunc(a.Addresses, netip.Addr.Is6) {
+		// A solicitation may come from the interface's link-local address (RFC 4861 §7.2.2). The lower
+		// priority keeps its match on the ICMPv6 type out of the megaflows of all other packets.
+		linkLocal := match(own, Match{{"icmp6", ""}, {"ipv6_src", "fe80::/10"}, {"icmp_type", "135"}})
+		p.add(Guard, 90, linkLocal, gotoTable(Neighbour))
 	}
 	p.drop(Guard, 10, in, DropSpoofed)
 	return p.flows

@@ -188,7 +188,7 @@ func (tr tracer) trace(packet string) (string, flows.Trace) {
 	if err != nil {
 		tr.t.Fatal(err)
 	}
-	got, err := flows.ParseTrace(text)
+	got, err := flows.ParseTrace(text, "br-twill")
 	if err != nil {
 		tr.t.Fatal(err)
 	}
