@@ -132,29 +132,34 @@ func (m *Manager) portError(err error) error {
 	return cni.Errorf(cni.ErrPort, "%w", err)
 }
 
-// veth is how an attachment's interface has to be.
+// veth is how an attachment's interface has to be. Only the default interface has routes: all of a pod's
+// interfaces would have the same gateway, and a route to it can be on one of them.
 func (m *Manager) veth(r record, netns string) host.Veth {
-	return host.Veth{
+	v := host.Veth{
 		Host: r.Port, NetNS: netns, IfName: r.IfName, MAC: r.MAC, MTU: r.MTU, Addresses: r.Addresses,
-		Gateways: r.gateways, RouterMAC: m.cfg.RouterMAC,
-		DefaultRoute: r.IfName == defaultInterface, NoOffload: m.cfg.NoOffload,
+		RouterMAC: m.cfg.RouterMAC, NoOffload: m.cfg.NoOffload,
 	}
+	if r.IfName == defaultInterface {
+		v.Gateways, v.DefaultRoute = r.gateways, true
+	}
+	return v
 }
 
 // defaultInterface is the interface that carries the default route (every CRI runtime names it so).
 const defaultInterface = "eth0"
 
+// result is the answer of ADD for an attachment, see veth.
 func result(r record) *cni.Result {
 	out := &cni.Result{HostInterface: r.Port, MAC: r.MAC.String(), MTU: r.MTU, Addresses: r.Addresses, Gateways: r.gateways}
-	for _, g := range out.Gateways {
-		out.Routes = append(out.Routes, cni.Route{Destination: netip.PrefixFrom(g, g.BitLen())})
-		if r.IfName == defaultInterface {
-			all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-			if g.Is6() {
-				all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-			}
-			out.Routes = append(out.Routes, cni.Route{Destination: all, Gateway: g})
+	if r.IfName != defaultInterface {
+		return out
+	}
+	for _, g := range r.gateways {
+		everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if g.Is6() {
+			everything = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 		}
+		out.Routes = append(out.Routes, cni.Route{Destination: netip.PrefixFrom(g, g.BitLen())}, cni.Route{Destination: everything, Gateway: g})
 	}
 	return out
 }

@@ -403,7 +403,9 @@ func TestSeveralInterfacesOfAPodLiveAndDieAlone(t *testing.T) {
 	second.IfName = "net1"
 	a.add(t, pod(1))
 	r := a.add(t, second)
-	expect(t, "routes of the second interface", words(r.Routes), "{198.18.0.1/32 invalid IP}")
+	expect(t, "routes of the second interface", words(r.Routes), "")
+	v := n.links[linkOf(second)]
+	expect(t, "default route, gateways on its link", fmt.Sprint(v.DefaultRoute, v.Gateways), "false []")
 	expect(t, "the node", n.dump(), attached(pod(1), second))
 	a.del(t, pod(1))
 	if err := a.Check(t.Context(), withPrevious(t, second, r), n.netns); err != nil {

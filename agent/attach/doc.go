@@ -21,6 +21,8 @@
 //
 // # Gotchas
 //
+// Interfaces other than eth0 get addresses and flows, but no routes: whoever asks for them routes.
+//
 // A DEL that failed half-way has taken the flows away for good: it is meant to be repeated, and until then
 // the addresses stay in use. A new podCIDR leaves running pods as they are, with the gateway that they
 // were given; only a repeated ADD moves them. After a restart of the agent nothing rests, and a host end

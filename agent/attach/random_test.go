@@ -52,6 +52,7 @@ type played struct {
 	req    *cni.Request
 	netns  *os.File
 	result *cni.Result
+	gone   bool // the namespace
 }
 
 // play makes a game on a node and plays it. Its result is for the log.
@@ -109,7 +110,7 @@ func (g *game) operate() {
 			g.del(p)
 		}
 	case n < 63:
-		if p := g.pick(g.limbo); p != nil {
+		if p := g.pick(g.limbo); p != nil && !p.gone {
 			g.add(p) // the runtime tries once more in the same sandbox
 		}
 	case n < 68:
@@ -147,13 +148,13 @@ func (g *game) operate() {
 		if p := g.pick(g.live); p != nil {
 			g.note("netns-vanished %s", p.req.ContainerID)
 			g.vanish(p.req.ContainerID)
-			for _, other := range g.live {
-				if other.req.ContainerID == p.req.ContainerID {
-					g.toLimbo(other)
+			for _, m := range []map[string]*played{g.live, g.limbo} {
+				for _, other := range m {
+					if other.req.ContainerID == p.req.ContainerID {
+						other.gone = true
+						g.toLimbo(other)
+					}
 				}
-			}
-			if g.damaged[linkOf(p.req)] {
-				g.repair()
 			}
 		}
 	default:
