@@ -75,7 +75,9 @@ func (a *Agent) build(ctx context.Context) error {
 	}
 	a.peers = newPeers(&peers{probe: prober.Probe, interval: a.cfg.ProbeInterval, log: a.log})
 	a.plumbing = newPlumbing(&plumbing{
-		cfg: &a.cfg, set: a.set, db: a.db, nodes: a.readNodes, log: a.log, meter: a.meter, done: func(cause string) { a.loop.kick(cause) },
+		cfg: &a.cfg, set: a.set, db: a.db, nodes: a.readNodes, log: a.log, meter: a.meter,
+		repair: func(ctx context.Context) ([]string, error) { return a.pods.Repair(ctx) },
+		done:   func(cause string) { a.loop.kick(cause) },
 	})
 	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: a.applied, meter: a.meter})
 	a.daemon = &daemonWatch{

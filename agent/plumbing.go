@@ -35,9 +35,11 @@ type plumbing struct {
 	set   settings
 	db    *ovs.DB
 	nodes func() (nodeView, error)
-	log   logrus.FieldLogger
-	meter *metrics
-	done  func(cause string) // told after each pass that may matter to flows
+	// repair puts back port rows of pods that somebody else removed, see attach.Manager.
+	repair func(context.Context) ([]string, error)
+	log    logrus.FieldLogger
+	meter  *metrics
+	done   func(cause string) // told after each pass that may matter to flows
 
 	kicks   chan string   // look at everything
 	bridges chan struct{} // look at the bridge only
@@ -172,13 +174,21 @@ func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	return append(append(changed, gatewayChanged...), nftChanged...), errors.Join(gatewayErr, nftErr)
 }
 
-// ensureBridge looks at the bridge and its two ports in OVSDB, for the address and MTU of the last look at
-// everything.
+// ensureBridge looks at the bridge and its ports in OVSDB, for the address and MTU of the last look at
+// everything. A pod's port that cannot be put back does not make the node unfit for other pods.
 func (p *plumbing) ensureBridge(ctx context.Context) (changed []string, err error) {
 	p.mu.Lock()
 	under, mtu := p.underlay, p.mtu
 	p.mu.Unlock()
-	return p.db.EnsureBridge(ctx, p.bridgeSpec(under, mtu))
+	changed, err = p.db.EnsureBridge(ctx, p.bridgeSpec(under, mtu))
+	if err != nil {
+		return changed, err
+	}
+	repaired, err := p.repair(ctx)
+	if err != nil {
+		p.log.WithError(err).Warn("trying again at the next look")
+	}
+	return append(changed, repaired...), nil
 }
 
 // datapath resolves "auto": the kernel's datapath where OVS offers it.

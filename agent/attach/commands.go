@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/twill-net/twill/agent/host"
 	"github.com/twill-net/twill/cni"
@@ -28,36 +29,52 @@ func (m *Manager) Add(ctx context.Context, req *cni.Request, netns *os.File) (*c
 	defer end()
 
 	path := fmt.Sprintf("/proc/self/fd/%d", netns.Fd())
-	if p, ok := m.port(name); ok {
-		r, err := readRow(p)
-		if err == nil && len(m.cfg.Links.CheckVeth(m.veth(r, path))) == 0 && m.cfg.Flows.Apply(ctx, r.Owner()) == nil {
-			return m.result(r), nil
+	r, made := m.intact(name, path)
+	if !made {
+		if _, known := m.find(name); known {
+			if err := m.remove(ctx, name); err != nil {
+				return nil, err
+			}
 		}
-		if err := m.remove(ctx, name); err != nil {
+		if r, err = m.lease(m.record(req, name)); err != nil {
 			return nil, err
 		}
+		err = m.make(ctx, r, path)
 	}
-	addresses, ofport, err := m.lease()
+	if err == nil {
+		err = m.connect(ctx, r)
+	}
 	if err != nil {
-		return nil, err
-	}
-	defer m.release(addresses, ofport)
-
-	r := m.record(req, name, addresses, ofport)
-	if err := m.make(ctx, r, path); err != nil {
 		// The caller may have given up already; what was made has to go all the same.
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
 		return nil, errors.Join(err, m.remove(undo, name))
 	}
-	return m.result(r), nil
+	return result(r), nil
 }
 
-func (m *Manager) record(req *cni.Request, name string, addresses []netip.Addr, ofport int) record {
+// undoTimeout bounds the cleaning up after an ADD that failed.
+const undoTimeout = 10 * time.Second
+
+// intact finds a finished attachment that a repeated ADD can report again: the interface is as it has to
+// be, and its addresses are of the podCIDRs of today.
+func (m *Manager) intact(name, netns string) (record, bool) {
+	l, known := m.find(name)
+	p, there := m.port(name)
+	if !known || !there || l.leaving {
+		return record{}, false
+	}
+	r, err := readRow(p)
+	if err != nil || !slices.EqualFunc(m.cfg.PodCIDRs(), r.Addresses, assignable) || len(m.cfg.Links.CheckVeth(m.veth(r, netns))) > 0 {
+		return record{}, false
+	}
+	return r, true
+}
+
+func (m *Manager) record(req *cni.Request, name string) record {
 	r := record{network: req.Config.Name, Attachment: flows.Attachment{
-		Port: name, OFPort: uint32(ofport), Namespace: req.Pod.Namespace, Pod: req.Pod.Name, UID: req.Pod.UID,
-		Sandbox: req.ContainerID, IfName: req.IfName, NetNS: req.NetNS,
-		MAC: macOf(addresses), Addresses: addresses, MTU: m.cfg.MTU(),
+		Port: name, Namespace: req.Pod.Namespace, Pod: req.Pod.Name, UID: req.Pod.UID,
+		Sandbox: req.ContainerID, IfName: req.IfName, NetNS: req.NetNS, MTU: m.cfg.MTU(),
 	}}
 	if r.Namespace == "" || r.Pod == "" {
 		r.Namespace, r.Pod = noNamespace, req.ContainerID
@@ -65,8 +82,7 @@ func (m *Manager) record(req *cni.Request, name string, addresses []netip.Addr, 
 	return r
 }
 
-// make builds veth, port row and flows. ovs-vswitchd sets the port up while the flows are applied for
-// the OpenFlow number that was asked for; should it give another, they are applied again for that.
+// make builds the veth pair and begins with the port.
 func (m *Manager) make(ctx context.Context, r record, netns string) error {
 	if err := m.cfg.Links.AddVeth(ctx, m.veth(r, netns)); err != nil {
 		switch {
@@ -77,49 +93,73 @@ func (m *Manager) make(ctx context.Context, r record, netns string) error {
 		}
 		return err
 	}
-	if err := m.cfg.Ports.StartPort(ctx, m.cfg.Bridge, r.row()); err != nil {
-		return cni.Errorf(cni.ErrPort, "%w", err)
-	}
+	m.start(r.Port)
+	return m.portError(m.cfg.Ports.StartPort(ctx, m.cfg.Bridge, r.row()))
+}
+
+// connect waits for ovs-vswitchd to set the port up while the flows are applied for the OpenFlow number
+// that was asked for; should it give another, they are applied again for that.
+func (m *Manager) connect(ctx context.Context, r record) error {
 	applied := make(chan error, 1)
-	go func() { applied <- m.cfg.Flows.Apply(ctx, r.Owner()) }()
+	go func() { applied <- m.apply(ctx, r) }()
 	p, err := m.cfg.Ports.WaitPort(ctx, m.cfg.Bridge, r.Port)
-	if flowsErr := <-applied; err == nil && flowsErr != nil {
-		return cni.Errorf(cni.ErrTryAgain, "the flows of pod %s/%s are not in place: %w", r.Namespace, r.Pod, flowsErr)
+	flowsErr := <-applied
+	switch {
+	case err != nil:
+		return m.portError(err)
+	case flowsErr == nil && p.OFPort != int(r.OFPort):
+		return m.apply(ctx, r)
 	}
-	if err != nil {
-		return cni.Errorf(cni.ErrPort, "%w", err)
-	}
-	if p.OFPort != int(r.OFPort) {
-		if err := m.cfg.Flows.Apply(ctx, r.Owner()); err != nil {
-			return cni.Errorf(cni.ErrTryAgain, "the flows of pod %s/%s are not in place: %w", r.Namespace, r.Pod, err)
-		}
+	return flowsErr
+}
+
+func (m *Manager) apply(ctx context.Context, r record) error {
+	if err := m.cfg.Flows.Apply(ctx, r.Owner()); err != nil {
+		return cni.Errorf(cni.ErrTryAgain, "the flows of pod %s/%s are not in place: %w", r.Namespace, r.Pod, err)
 	}
 	return nil
 }
 
-// veth is how an attachment's interface has to be.
-func (m *Manager) veth(r record, netns string) host.Veth {
-	return host.Veth{
-		Host: r.Port, NetNS: netns, IfName: r.IfName, MAC: r.MAC, MTU: r.MTU, Addresses: r.Addresses,
-		Gateways: m.gateways(r.Addresses), RouterMAC: m.cfg.RouterMAC,
-		DefaultRoute: r.IfName == defaultInterface, NoOffload: m.cfg.NoOffload,
+// portError gives an error of OVSDB its code: it is transient when the caller gave up, or the connection
+// is lost.
+func (m *Manager) portError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), m.cfg.Ports.Alive() != nil:
+		return cni.Errorf(cni.ErrTryAgain, "%w", err)
 	}
+	return cni.Errorf(cni.ErrPort, "%w", err)
+}
+
+// veth is how an attachment's interface has to be. Only the default interface has routes: all of a pod's
+// interfaces would have the same gateway, and a route to it can be on one of them.
+func (m *Manager) veth(r record, netns string) host.Veth {
+	v := host.Veth{
+		Host: r.Port, NetNS: netns, IfName: r.IfName, MAC: r.MAC, MTU: r.MTU, Addresses: r.Addresses,
+		RouterMAC: m.cfg.RouterMAC, NoOffload: m.cfg.NoOffload,
+	}
+	if r.IfName == defaultInterface {
+		v.Gateways, v.DefaultRoute = r.gateways, true
+	}
+	return v
 }
 
 // defaultInterface is the interface that carries the default route (every CRI runtime names it so).
 const defaultInterface = "eth0"
 
-func (m *Manager) result(r record) *cni.Result {
-	out := &cni.Result{HostInterface: r.Port, MAC: r.MAC.String(), MTU: r.MTU, Addresses: r.Addresses, Gateways: m.gateways(r.Addresses)}
-	for _, g := range out.Gateways {
-		out.Routes = append(out.Routes, cni.Route{Destination: netip.PrefixFrom(g, g.BitLen())})
-		if r.IfName == defaultInterface {
-			all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-			if g.Is6() {
-				all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-			}
-			out.Routes = append(out.Routes, cni.Route{Destination: all, Gateway: g})
+// result is the answer of ADD for an attachment, see veth.
+func result(r record) *cni.Result {
+	out := &cni.Result{HostInterface: r.Port, MAC: r.MAC.String(), MTU: r.MTU, Addresses: r.Addresses, Gateways: r.gateways}
+	if r.IfName != defaultInterface {
+		return out
+	}
+	for _, g := range r.gateways {
+		everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if g.Is6() {
+			everything = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 		}
+		out.Routes = append(out.Routes, cni.Route{Destination: netip.PrefixFrom(g, g.BitLen())}, cni.Route{Destination: everything, Gateway: g})
 	}
 	return out
 }
@@ -137,17 +177,15 @@ func (m *Manager) Del(ctx context.Context, req *cni.Request) error {
 }
 
 // remove takes an attachment away: flows, port row, veth, then the addresses rest. The caller holds it.
-// Flows that cannot be removed because ovs-vswitchd is away do not hold the rest up: without a row they
-// are no longer wanted, and the loop deletes them as soon as it can.
+// Flows that cannot be removed because ovs-vswitchd is away do not hold the rest up: they are no longer
+// wanted, and the loop deletes them as soon as it can.
 func (m *Manager) remove(ctx context.Context, name string) error {
 	if err := m.cfg.Ports.Alive(); err != nil {
 		return cni.Errorf(cni.ErrTryAgain, "detaching %s: %w", name, err)
 	}
-	p, known := m.port(name)
-	if known {
-		m.setLeaving(name, true)
-		defer m.setLeaving(name, false)
-		if r, err := readRow(p); err == nil {
+	// A row that was started is deleted also when it is not to be seen: its transaction may be under way.
+	if l, known := m.leave(name); known && l.started {
+		if r, err := readRow(l.port); err == nil {
 			if err := m.cfg.Flows.Apply(ctx, r.Owner()); err != nil {
 				m.cfg.Log.WithError(err).WithField("port", name).Warn("flows of a leaving pod are removed later")
 			}
@@ -159,20 +197,8 @@ func (m *Manager) remove(ctx context.Context, name string) error {
 	if err := m.cfg.Links.DeleteVeth(name); err != nil {
 		return err
 	}
-	if known {
-		m.rest(addressesOf(p))
-	}
+	m.forget(name)
 	return nil
-}
-
-func (m *Manager) setLeaving(name string, leaving bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if leaving {
-		m.leaving[name] = true
-	} else {
-		delete(m.leaving, name)
-	}
 }
 
 // Check compares an attachment with what ADD reported.
@@ -183,6 +209,9 @@ func (m *Manager) Check(_ context.Context, req *cni.Request, netns *os.File) err
 		return cni.Errorf(cni.ErrTryAgain, "checking %s: %w", who, err)
 	}
 	p, ok := m.port(name)
+	if _, known := m.find(name); known && !ok {
+		return cni.Errorf(cni.ErrTryAgain, "checking %s: somebody deleted its port %s; it is being restored", who, name)
+	}
 	if !ok {
 		return cni.Errorf(cni.ErrUnknownContainer, "%s has no port on bridge %s: delete the pod, it has to be attached anew", who, m.cfg.Bridge)
 	}
@@ -190,7 +219,7 @@ func (m *Manager) Check(_ context.Context, req *cni.Request, netns *os.File) err
 	if err != nil {
 		return cni.Errorf(cni.ErrDiffers, "%w", err)
 	}
-	if err := m.result(r).Differs(req); err != nil {
+	if err := result(r).Differs(req); err != nil {
 		return err
 	}
 	if wrong := m.cfg.Links.CheckVeth(m.veth(r, fmt.Sprintf("/proc/self/fd/%d", netns.Fd()))); len(wrong) > 0 {
@@ -199,75 +228,19 @@ func (m *Manager) Check(_ context.Context, req *cni.Request, netns *os.File) err
 	return nil
 }
 
-// GC removes every attachment of the request's network that the runtime does not list, and host ends
-// that belong to no port row. What a command is under way for is left alone.
-func (m *Manager) GC(ctx context.Context, req *cni.Request) error {
-	valid := map[string]bool{}
-	for _, a := range req.ValidAttachments {
-		valid[linkName(a.ContainerID, a.IfName)] = true
-	}
-	var stale []string
-	for _, p := range m.cfg.Ports.Ports(m.cfg.Bridge) {
-		if isOurs(p) && p.ExternalIDs[keyNetwork] == req.Config.Name && !valid[p.Name] {
-			stale = append(stale, p.Name)
-		}
-	}
-	return m.sweep(ctx, stale)
-}
-
-// sweep removes attachments, and host ends without a row, unless a command is under way for them.
-func (m *Manager) sweep(ctx context.Context, stale []string) error {
-	links, err := m.cfg.Links.Veths(LinkPrefix)
-	if err != nil {
-		return err
-	}
-	for _, l := range links {
-		if _, known := m.port(l); !known && isLinkName(l) {
-			stale = append(stale, l)
-		}
-	}
-	slices.Sort(stale)
-	var errs []error
-	for _, name := range slices.Compact(stale) {
-		end, free := m.tryBegin(name)
-		if !free {
-			continue
-		}
-		errs = append(errs, m.remove(ctx, name))
-		end()
-	}
-	return errors.Join(errs...)
-}
-
-// Status says whether ADD would work.
+// Status says whether ADD would work. Addresses that rest are no reason against it: they are free soon.
 func (m *Manager) Status(context.Context, *cni.Request) error {
 	if err := m.cfg.Ready(); err != nil {
 		return cni.Errorf(cni.ErrNotAvailable, "node %s is not ready for pods: %w", m.cfg.NodeName, err)
 	}
-	for _, r := range m.Usage().Ranges {
+	ranges := m.Usage().Ranges
+	if len(ranges) == 0 {
+		return m.noPodCIDR(cni.ErrNotAvailable)
+	}
+	for _, r := range ranges {
 		if r.Free+r.Cooling == 0 {
-			return cni.Errorf(cni.ErrNotAvailable, "podCIDR %s of node %s has no free address: %d in use", r.CIDR, m.cfg.NodeName, r.Used)
+			return m.exhausted(cni.ErrNotAvailable, r)
 		}
 	}
 	return nil
-}
-
-// Adopt looks at what is there when the agent starts: ports whose device is gone (after a reboot), and
-// host ends without a row, are removed; everything else is taken over as it is.
-func (m *Manager) Adopt(ctx context.Context) (adopted, removed int, err error) {
-	links, err := m.cfg.Links.Veths(LinkPrefix)
-	if err != nil {
-		return 0, 0, err
-	}
-	var stale []string
-	for _, p := range m.cfg.Ports.Ports(m.cfg.Bridge) {
-		switch {
-		case !isOurs(p):
-		case !slices.Contains(links, p.Name):
-			stale = append(stale, p.Name)
-		default:
-			adopted++
-		}
-	}
-	return adopted, len(stale), m.sweep(ctx, stale)
 }

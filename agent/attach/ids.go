@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,12 +16,14 @@ import (
 
 // Keys of Interface.external_ids.
 const (
+	keyPrefix    = "twill-"
 	keyPod       = "twill-pod"       // NAMESPACE/NAME
 	keyUID       = "twill-uid"       // of the pod
 	keySandbox   = "twill-sandbox"   // CNI_CONTAINERID
 	keyIfName    = "twill-ifname"    // CNI_IFNAME
 	keyNetwork   = "twill-network"   // name of the network configuration
-	keyAddresses = "twill-addresses" // separated by a space
+	keyAddresses = "twill-addresses" // separated by spaces
+	keyGateways  = "twill-gateways"  // one for each address, separated by spaces
 	keyMAC       = "twill-mac"       // of the interface in the pod
 	keyNetNS     = "twill-netns"     // CNI_NETNS
 	keyMTU       = "twill-mtu"       // bytes
@@ -44,28 +47,39 @@ func linkName(containerID, ifName string) string {
 type record struct {
 	flows.Attachment
 	network string
+	// gateways are the pod's routers, one for each address. They stay what they were when the podCIDR
+	// changes under a running pod.
+	gateways []netip.Addr
 }
 
 // row is the port row of an attachment.
 func (r record) row() ovs.Port {
-	addresses := make([]string, len(r.Addresses))
-	for i, a := range r.Addresses {
-		addresses[i] = a.String()
-	}
 	return ovs.Port{
 		Name: r.Port, OFPortRequest: int(r.OFPort),
 		ExternalIDs: map[string]string{
 			keyPod: r.Namespace + "/" + r.Pod, keyUID: r.UID, keySandbox: r.Sandbox, keyIfName: r.IfName,
-			keyNetwork: r.network, keyAddresses: strings.Join(addresses, " "), keyMAC: r.MAC.String(),
-			keyNetNS: r.NetNS, keyMTU: strconv.Itoa(r.MTU),
+			keyNetwork: r.network, keyAddresses: join(r.Addresses), keyGateways: join(r.gateways),
+			keyMAC: r.MAC.String(), keyNetNS: r.NetNS, keyMTU: strconv.Itoa(r.MTU),
 		},
 	}
 }
 
-// isOurs is true for a port row that an ADD made, whatever state its other ids are in.
+func join(addresses []netip.Addr) string {
+	words := make([]string, len(addresses))
+	for i, a := range addresses {
+		words[i] = a.String()
+	}
+	return strings.Join(words, " ")
+}
+
+// isOurs is true for a port row that an ADD made, whatever state its ids are in.
 func isOurs(p ovs.Port) bool {
-	_, ok := p.ExternalIDs[keyPod]
-	return ok
+	for k := range p.ExternalIDs {
+		if strings.HasPrefix(k, keyPrefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // readRow reads an attachment off its port row. The error names the row, the key and the value.
@@ -77,7 +91,7 @@ func readRow(p ovs.Port) (record, error) {
 	r := record{network: ids[keyNetwork]}
 	r.Port, r.UID, r.Sandbox, r.IfName, r.NetNS = p.Name, ids[keyUID], ids[keySandbox], ids[keyIfName], ids[keyNetNS]
 	var ok bool
-	if r.Namespace, r.Pod, ok = strings.Cut(ids[keyPod], "/"); !ok || r.Namespace == "" || r.Pod == "" {
+	if r.Namespace, r.Pod, ok = strings.Cut(ids[keyPod], "/"); !ok || r.Namespace == "" || r.Pod == "" || strings.Contains(r.Pod, "/") {
 		return bad(keyPod, "is not NAMESPACE/NAME")
 	}
 	if r.Sandbox == "" {
@@ -86,15 +100,11 @@ func readRow(p ovs.Port) (record, error) {
 	if r.IfName == "" {
 		return bad(keyIfName, "is empty")
 	}
-	for _, s := range strings.Fields(ids[keyAddresses]) {
-		a, err := netip.ParseAddr(s)
-		if err != nil || a.Zone() != "" || a.Is4In6() {
-			return bad(keyAddresses, "holds something that is no address")
-		}
-		r.Addresses = append(r.Addresses, a)
+	if r.Addresses, ok = parseAddresses(ids[keyAddresses]); !ok {
+		return bad(keyAddresses, "is no list of addresses")
 	}
-	if len(r.Addresses) == 0 {
-		return bad(keyAddresses, "is empty")
+	if r.gateways, ok = parseAddresses(ids[keyGateways]); !ok || !slices.EqualFunc(r.Addresses, r.gateways, sameFamily) {
+		return bad(keyGateways, "is no list of one gateway for each address")
 	}
 	mac, err := net.ParseMAC(ids[keyMAC])
 	if err != nil || len(mac) != 6 {
@@ -117,12 +127,26 @@ func readRow(p ovs.Port) (record, error) {
 	return r, nil
 }
 
-// addressesOf are the addresses that a port row leases, also when other ids of it are damaged.
+// parseAddresses reads one or more plain addresses separated by spaces.
+func parseAddresses(list string) (out []netip.Addr, ok bool) {
+	for word := range strings.FieldsSeq(list) {
+		a, err := netip.ParseAddr(word)
+		if err != nil || a.Zone() != "" || a.Is4In6() {
+			return nil, false
+		}
+		out = append(out, a)
+	}
+	return out, len(out) > 0
+}
+
+func sameFamily(a, b netip.Addr) bool { return a.Is4() == b.Is4() }
+
+// addressesOf are the addresses that a port row leases, as far as they can be read.
 func addressesOf(p ovs.Port) []netip.Addr {
 	var out []netip.Addr
-	for _, s := range strings.Fields(p.ExternalIDs[keyAddresses]) {
-		if a, err := netip.ParseAddr(s); err == nil {
-			out = append(out, a)
+	for word := range strings.FieldsSeq(p.ExternalIDs[keyAddresses]) {
+		if a, err := netip.ParseAddr(word); err == nil {
+			out = append(out, a.Unmap().WithZone(""))
 		}
 	}
 	return out

@@ -9,33 +9,39 @@ import (
 	"github.com/twill-net/twill/flows"
 )
 
-// nextFree returns the first address of cidr after last that is not taken, going round once. The
-// network's own address, the gateway (the one after it) and, with IPv4, the broadcast address are never
-// given out. ok is false when nothing is free.
+// nextFree returns the first address of cidr after last that is not taken, going round once. ok is false
+// when there is none.
 func nextFree(cidr netip.Prefix, last netip.Addr, taken map[netip.Addr]bool) (free netip.Addr, ok bool) {
-	first := flows.Gateway(cidr).Next()
-	if !usable(cidr, first) {
+	first := gatewayOf(cidr).Next()
+	if !assignable(cidr, first) {
 		return netip.Addr{}, false
 	}
 	a := first
-	if last.IsValid() && usable(cidr, last.Next()) && last.Compare(first) >= 0 {
+	if last.IsValid() && assignable(cidr, last.Next()) {
 		a = last.Next()
 	}
 	for range len(taken) + 1 { // one of so many different addresses is free, if there are so many
 		if !taken[a] {
 			return a, true
 		}
-		if a = a.Next(); !usable(cidr, a) {
+		if a = a.Next(); !assignable(cidr, a) {
 			a = first
 		}
 	}
 	return netip.Addr{}, false
 }
 
-// usable is true for an address of cidr that a pod may have, the gateway aside.
-func usable(cidr netip.Prefix, a netip.Addr) bool {
-	return a.IsValid() && cidr.Contains(a) && !(a.Is4() && (!a.Next().IsValid() || !cidr.Contains(a.Next())))
+// assignable is true for an address of cidr that a pod may have. The network's own address, the gateway
+// (the one after it) and, with IPv4, the broadcast address are never given out.
+func assignable(cidr netip.Prefix, a netip.Addr) bool {
+	if !cidr.Contains(a) || a.Compare(gatewayOf(cidr)) <= 0 {
+		return false
+	}
+	return a.Is6() || cidr.Contains(a.Next())
 }
+
+// gatewayOf is the router of the pods of a podCIDR. It lies outside of a range of one address.
+func gatewayOf(cidr netip.Prefix) netip.Addr { return flows.Gateway(cidr) }
 
 // capacity is how many addresses of a range pods can have, at most the largest int.
 func capacity(cidr netip.Prefix) int {
