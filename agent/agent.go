@@ -207,7 +207,7 @@ func (a *Agent) watchDB(ctx context.Context) {
 // when the subscription breaks.
 func (a *Agent) watchHost(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := host.Watch(ctx, a.plumbing.kick)
+		err := host.Watch(ctx, attach.IsLinkName, a.plumbing.kick)
 		if ctx.Err() != nil {
 			return
 		}

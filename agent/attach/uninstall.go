@@ -11,10 +11,10 @@ func RemoveLinks(links Links) (removed []string, err error) {
 	}
 	var errs []error
 	for _, n := range names {
-		if !isLinkName(n) {
+		if !IsLinkName(n) {
 			continue
 		}
-		if err := links.DeleteVeth(n); err != nil {
+		if err := links.DeleteVeths(n); err != nil {
 			errs = append(errs, err)
 			continue
 		}

@@ -8,8 +8,8 @@ type Links struct{}
 // AddVeth is the function AddVeth.
 func (Links) AddVeth(ctx context.Context, v Veth) error { return AddVeth(ctx, v) }
 
-// DeleteVeth is the function DeleteVeth.
-func (Links) DeleteVeth(host string) error { return DeleteVeth(host) }
+// DeleteVeths is the function DeleteVeths.
+func (Links) DeleteVeths(hosts ...string) error { return DeleteVeths(hosts...) }
 
 // CheckVeth is the function CheckVeth.
 func (Links) CheckVeth(v Veth) []string { return CheckVeth(v) }
