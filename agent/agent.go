@@ -87,7 +87,7 @@ func (a *Agent) build(ctx context.Context) error {
 		},
 	}
 	a.pods = attach.New(attach.Config{
-		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: host.Links{}, Flows: a.loop,
+		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{}, Flows: a.loop,
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
 		MTU:       func() int { _, mtu, _ := a.plumbing.now(); return mtu },
 		NoOffload: a.plumbing.datapath() == "netdev",

@@ -12,7 +12,6 @@ import (
 	"github.com/twill-net/twill/agent/host"
 	"github.com/twill-net/twill/cni"
 	"github.com/twill-net/twill/flows"
-	"github.com/twill-net/twill/ovs"
 )
 
 // Add attaches one interface. What an earlier, unfinished ADD for the same interface left is removed
@@ -137,48 +136,33 @@ func (m *Manager) Del(ctx context.Context, req *cni.Request) error {
 	return m.remove(ctx, name)
 }
 
-// remove takes an attachment away: the port row, then the veth, beside both the flows; then the addresses
-// rest. The caller holds it. Flows that cannot be removed because ovs-vswitchd is away do not hold the rest
-// up: without a row they are no longer wanted, and the loop deletes them as soon as it can.
+// remove takes an attachment away: flows, port row, veth, then the addresses rest. The caller holds it.
+// Flows that cannot be removed because ovs-vswitchd is away do not hold the rest up: without a row they
+// are no longer wanted, and the loop deletes them as soon as it can.
 func (m *Manager) remove(ctx context.Context, name string) error {
 	if err := m.cfg.Ports.Alive(); err != nil {
 		return cni.Errorf(cni.ErrTryAgain, "detaching %s: %w", name, err)
 	}
 	p, known := m.port(name)
-	if !known {
-		return m.unlink.delete(name)
+	if known {
+		m.setLeaving(name, true)
+		defer m.setLeaving(name, false)
+		if r, err := readRow(p); err == nil {
+			if err := m.cfg.Flows.Apply(ctx, r.Owner()); err != nil {
+				m.cfg.Log.WithError(err).WithField("port", name).Warn("flows of a leaving pod are removed later")
+			}
+		}
+		if err := m.cfg.Ports.DeletePorts(ctx, m.cfg.Bridge, name); err != nil {
+			return cni.Errorf(cni.ErrTryAgain, "detaching %s: %w", name, err)
+		}
 	}
-	m.setLeaving(name, true)
-	defer m.setLeaving(name, false)
-	flowsGone := m.removeFlows(ctx, p)
-	err := m.cfg.Ports.DeletePorts(ctx, m.cfg.Bridge, name)
-	if err != nil {
-		err = cni.Errorf(cni.ErrTryAgain, "detaching %s: %w", name, err)
-	} else {
-		err = m.unlink.delete(name)
+	if err := m.cfg.Links.DeleteVeth(name); err != nil {
+		return err
 	}
-	<-flowsGone
-	if err == nil {
+	if known {
 		m.rest(addressesOf(p))
 	}
-	return err
-}
-
-// removeFlows closes the channel once it has removed the flows of a port that is leaving, or failed to.
-func (m *Manager) removeFlows(ctx context.Context, p ovs.Port) <-chan struct{} {
-	done := make(chan struct{})
-	r, err := readRow(p)
-	if err != nil {
-		close(done) // it has none
-		return done
-	}
-	go func() {
-		defer close(done)
-		if err := m.cfg.Flows.Apply(ctx, r.Owner()); err != nil {
-			m.cfg.Log.WithError(err).WithField("port", p.Name).Warn("flows of a leaving pod are removed later")
-		}
-	}()
-	return done
+	return nil
 }
 
 func (m *Manager) setLeaving(name string, leaving bool) {

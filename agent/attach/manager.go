@@ -30,7 +30,7 @@ type Ports interface {
 // Links is the part of package host that is used here.
 type Links interface {
 	AddVeth(ctx context.Context, v host.Veth) error
-	DeleteVeths(hosts ...string) error
+	DeleteVeth(host string) error
 	CheckVeth(v host.Veth) []string
 	Veths(prefix string) ([]string, error)
 }
@@ -65,8 +65,7 @@ type Config struct {
 
 // Manager carries out CNI commands. It implements cni.Handler.
 type Manager struct {
-	cfg    Config
-	unlink unlinker
+	cfg Config
 
 	mu       sync.Mutex
 	busy     map[string]chan struct{}    // port name: an ADD or DEL is under way; closed at its end
@@ -83,7 +82,7 @@ var _ cni.Handler = (*Manager)(nil)
 // New makes a Manager. It does nothing until it is asked.
 func New(c Config) *Manager {
 	return &Manager{
-		cfg: c, unlink: unlinker{links: c.Links}, busy: map[string]chan struct{}{}, leaving: map[string]bool{}, reserved: map[netip.Addr]bool{},
+		cfg: c, busy: map[string]chan struct{}{}, leaving: map[string]bool{}, reserved: map[netip.Addr]bool{},
 		resting: map[netip.Addr]time.Time{}, last: map[netip.Prefix]netip.Addr{}, ofports: map[int]bool{},
 	}
 }

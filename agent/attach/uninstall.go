@@ -14,7 +14,7 @@ func RemoveLinks(links Links) (removed []string, err error) {
 		if !IsLinkName(n) {
 			continue
 		}
-		if err := links.DeleteVeths(n); err != nil {
+		if err := links.DeleteVeth(n); err != nil {
 			errs = append(errs, err)
 			continue
 		}
