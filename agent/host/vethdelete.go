@@ -7,6 +7,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,30 +19,59 @@ const leavingGroup = 0x7477_6c76
 // pods. A missing one is no error. Many at once take about as long as one: the kernel waits until no
 // processor can be looking at them any more, some 15 ms, once for each request.
 func DeleteVeths(hosts ...string) error {
-	h, err := routeSocket()
+	d, err := newDeleter()
 	if err != nil {
 		return err
 	}
-	defer h.Close()
+	defer d.close()
+	return d.delete(hosts)
+}
+
+// deleter deletes links of the namespace of the thread that made it, wherever it is used.
+type deleter struct {
+	handle *netlink.Handle
+	// socket is for the one request that netlink.Handle does not know.
+	socket *nl.NetlinkSocket
+}
+
+func newDeleter() (*deleter, error) {
+	h, err := routeSocket()
+	if err != nil {
+		return nil, err
+	}
+	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		h.Close()
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	return &deleter{handle: h, socket: s}, nil
+}
+
+func (d *deleter) close() {
+	d.handle.Close()
+	d.socket.Close()
+}
+
+func (d *deleter) delete(hosts []string) error {
 	if len(hosts) > 1 {
-		if err := deleteTogether(h, hosts); err == nil {
+		if err := d.together(hosts); err == nil {
 			return nil
 		}
 	}
 	var errs []error
 	for _, host := range hosts {
-		errs = append(errs, deleteLink(h, host))
+		errs = append(errs, deleteLink(d.handle, host))
 	}
 	return errors.Join(errs...)
 }
 
-// deleteTogether marks the links by a group and deletes the group in one request.
-func deleteTogether(h *netlink.Handle, names []string) error {
+// together marks the links by a group and deletes the group in one request.
+func (d *deleter) together(names []string) error {
 	marked := 0
 	for _, name := range names {
-		link, err := h.LinkByName(name)
+		link, err := d.handle.LinkByName(name)
 		if err == nil {
-			err = h.LinkSetGroup(link, leavingGroup)
+			err = d.handle.LinkSetGroup(link, leavingGroup)
 		}
 		switch {
 		case err == nil:
@@ -53,9 +83,9 @@ func deleteTogether(h *netlink.Handle, names []string) error {
 	if marked == 0 {
 		return nil
 	}
-	links, err := listLinks()
+	links, err := dump(d.handle.LinkList)
 	if err != nil {
-		return err
+		return fmt.Errorf("list links: %w", err)
 	}
 	for _, l := range links {
 		if a := l.Attrs(); a.Group == leavingGroup && !slices.Contains(names, a.Name) {
@@ -63,6 +93,7 @@ func deleteTogether(h *netlink.Handle, names []string) error {
 		}
 	}
 	request := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	request.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: d.socket}}
 	request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	request.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(leavingGroup)))
 	if _, err := request.Execute(unix.NETLINK_ROUTE, 0); err != nil {
