@@ -89,7 +89,7 @@ func (a *Agent) build(ctx context.Context) error {
 		},
 	}
 	a.pods = attach.New(attach.Config{
-		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: host.Links{}, Flows: a.loop,
+		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{}, Flows: a.loop,
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
 		MTU:       func() int { _, mtu, _ := a.plumbing.now(); return mtu },
 		NoOffload: a.plumbing.datapath() == "netdev",
@@ -209,7 +209,7 @@ func (a *Agent) watchDB(ctx context.Context) {
 // when the subscription breaks.
 func (a *Agent) watchHost(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := host.Watch(ctx, a.plumbing.kick)
+		err := host.Watch(ctx, attach.IsLinkName, a.plumbing.kick)
 		if ctx.Err() != nil {
 			return
 		}

@@ -44,7 +44,7 @@ func Uninstall(ctx context.Context, cfg Config) (removed []string, err error) {
 		}
 		errs = append(errs, db.DeleteBridge(ctx, cfg.Bridge, bridgeMark()))
 	}
-	links, err := attach.RemoveLinks(host.Links{})
+	links, err := attach.RemoveLinks(&host.Links{})
 	for _, l := range links {
 		removed = append(removed, "removed link "+l)
 	}

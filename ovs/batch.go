@@ -9,10 +9,13 @@ import (
 )
 
 // batcher merges changes into few transactions, because ovs-vswitchd reconfigures itself once for
-// each: who arrives while one is under way shares the next. There is no timer, so a lonely change
+// each: who arrives while one is under way shares the next. Under way means until ovs-vswitchd has
+// caught up with it, which would not look at the next any sooner. There is no timer, so a lonely change
 // waits for nothing.
 type batcher struct {
-	commit  func(context.Context, *txn) error
+	commit func(context.Context, *txn) error
+	// pace, if not nil, returns when ovs-vswitchd has acted on what was committed.
+	pace    func(context.Context)
 	mu      sync.Mutex
 	waiting []*member
 	running bool
@@ -62,6 +65,9 @@ func (b *batcher) run(ctx context.Context) {
 			return
 		}
 		b.together(ctx, now)
+		if b.pace != nil {
+			b.pace(ctx)
+		}
 	}
 }
 

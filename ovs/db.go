@@ -81,7 +81,7 @@ func Dial(ctx context.Context, c Config) (*DB, error) {
 		d.end()
 		return nil, err
 	}
-	d.batch.commit = d.commit
+	d.batch.commit, d.batch.pace = d.commitCounted, d.pace
 	d.session = s
 	go d.run(s)
 	return d, nil

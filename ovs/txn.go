@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
 )
@@ -115,4 +116,31 @@ func (d *DB) because(err error) error {
 		return fmt.Errorf("%w (%w)", err, lost)
 	}
 	return err
+}
+
+// commitCounted is commit, with a number by which ovs-vswitchd tells how far it has come: it copies
+// next_cfg to cur_cfg once it has acted (ovs-vswitchd.conf.db(5), Open_vSwitch).
+func (d *DB) commitCounted(ctx context.Context, t *txn) error {
+	if r := d.root(); r != nil && len(t.ops) > 0 {
+		t.mutate(tableRoot, r.UUID, *ovsdb.NewMutation("next_cfg", ovsdb.MutateOperationAdd, 1))
+	}
+	return d.commit(ctx, t)
+}
+
+// paceTimeout bounds how long changes are held back for ovs-vswitchd, which may be down. It takes
+// 100 ms with 1,000 ports.
+const paceTimeout = 500 * time.Millisecond
+
+// pace returns when ovs-vswitchd has acted on everything that was committed, or paceTimeout has passed.
+func (d *DB) pace(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, paceTimeout)
+	defer cancel()
+	var want int
+	if r := d.root(); r != nil {
+		want = r.NextCfg
+	}
+	_ = d.await(ctx, func() (bool, error) { // the only error is that of ctx
+		r := d.root()
+		return r == nil || r.CurCfg >= want, nil
+	})
 }

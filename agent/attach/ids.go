@@ -152,8 +152,8 @@ func addressesOf(p ovs.Port) []netip.Addr {
 	return out
 }
 
-// isLinkName is true for a name that linkName could have made.
-func isLinkName(s string) bool {
+// IsLinkName is true for a name that linkName could have made.
+func IsLinkName(s string) bool {
 	digits, ok := strings.CutPrefix(s, LinkPrefix)
 	if !ok || len(digits) != 13 {
 		return false

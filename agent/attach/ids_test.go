@@ -155,7 +155,7 @@ func TestLinkNamesFitAreStableAndAreRecognised(t *testing.T) {
 		name: true, "tw0123456789abc": true, "tw0123456789ab": false, "tw0123456789abcd": false, "tw0123456789abg": false,
 		"tw0123456789ABC": false, "twill0": false, "veth0123456789a": false, "": false,
 	} {
-		expect(t, s, isLinkName(s), want)
+		expect(t, s, IsLinkName(s), want)
 	}
 	if len(name) > 15 {
 		t.Errorf("%s is longer than 15 characters", name)

@@ -146,7 +146,7 @@ func TestRandomOperationsWithRealInterfacesLeakNothingAndDuplicateNothing(t *tes
 	}
 	n := newNode(t, "198.18.0.0/27", "2001:db8::/64")
 	g := &game{
-		T: t, n: n, ports: db, links: host.Links{}, most: 24,
+		T: t, n: n, ports: db, links: &host.Links{}, most: 24,
 		netns:   func(id string) *os.File { return spaces.make(t, id) },
 		vanish:  func(id string) { spaces.remove(t, id) },
 		carried: func() map[string][]netip.Addr { return spaces.carried(t) },

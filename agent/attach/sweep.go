@@ -61,7 +61,7 @@ func (m *Manager) sweep(ctx context.Context, stale func(name string, p ovs.Port,
 	if err != nil {
 		return 0, err
 	}
-	names = append(names, slices.DeleteFunc(links, func(l string) bool { return !isLinkName(l) })...)
+	names = append(names, slices.DeleteFunc(links, func(l string) bool { return !IsLinkName(l) })...)
 	slices.Sort(names)
 	var errs []error
 	for _, name := range slices.Compact(names) {

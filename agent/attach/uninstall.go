@@ -11,7 +11,7 @@ func RemoveLinks(links Links) (removed []string, err error) {
 	}
 	var errs []error
 	for _, n := range names {
-		if !isLinkName(n) {
+		if !IsLinkName(n) {
 			continue
 		}
 		if err := links.DeleteVeth(n); err != nil {

@@ -187,28 +187,6 @@ func mates(a, b netlink.Link) bool {
 		a.Attrs().ParentIndex == b.Attrs().Index && b.Attrs().ParentIndex == a.Attrs().Index
 }
 
-// DeleteVeth removes the pair whose host end has this name, and with it the interface of the pod. A
-// missing one is no error.
-func DeleteVeth(host string) error {
-	h, err := routeSocket()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	return deleteLink(h, host)
-}
-
-func deleteLink(h *netlink.Handle, name string) error {
-	link, err := h.LinkByName(name)
-	if err == nil {
-		err = h.LinkDel(link)
-	}
-	if err != nil && !missing(err) {
-		return fmt.Errorf("delete link %s: %w", name, err)
-	}
-	return nil
-}
-
 // Veths lists the links of kind veth in this namespace whose names begin with prefix.
 func Veths(prefix string) ([]string, error) {
 	links, err := listLinks()

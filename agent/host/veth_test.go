@@ -181,11 +181,11 @@ func TestDeleteOfAMissingVethIsNoError(t *testing.T) {
 	newHost(t)
 	v := podVeth(newNetNS(t))
 	must(t, AddVeth(t.Context(), v))
-	must(t, DeleteVeth(v.Host))
+	must(t, DeleteVeths(v.Host))
 	if wrong := CheckVeth(v); len(wrong) != 2 {
 		t.Errorf("after the delete CheckVeth says %q, want one sentence for each end", wrong)
 	}
-	must(t, DeleteVeth(v.Host))
+	must(t, DeleteVeths(v.Host))
 }
 
 func TestCheckVethFindsEachDamage(t *testing.T) {
@@ -240,7 +240,7 @@ func TestCheckVethFindsEachDamage(t *testing.T) {
 			return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, "eth9"))
 		}), []string{eth0 + "cannot be found: Link not found"}},
 		{"host end down", func() error { return netlink.LinkSetDown(linkOf(t, v.Host)) }, []string{"host end veth0a1b2c is down"}},
-		{"host end gone", func() error { return DeleteVeth(v.Host) }, []string{"host end veth0a1b2c: Link not found"}},
+		{"host end gone", func() error { return DeleteVeths(v.Host) }, []string{"host end veth0a1b2c: Link not found"}},
 		{"host end of another", func() error {
 			l := linkOf(t, v.Host)
 			return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, "elsewhere"),
@@ -262,7 +262,7 @@ func TestCheckVethFindsEachDamage(t *testing.T) {
 			t.Errorf("%s: CheckVeth says %q, want only %q", c.damage, wrong, c.want)
 		}
 		for _, name := range []string{v.Host, "elsewhere"} {
-			must(t, DeleteVeth(name))
+			must(t, DeleteVeths(name))
 		}
 	}
 }
@@ -320,6 +320,34 @@ func TestFiftyPodsAtOnce(t *testing.T) {
 	}
 }
 
+func TestPairsThatAreDeletedTogetherTakeNoOtherLinkWithThem(t *testing.T) {
+	newHost(t)
+	pod := newNetNS(t)
+	hosts := []string{"missing"}
+	for i := range 4 {
+		v := podVeth(pod)
+		v.Host, v.IfName, v.Addresses, v.Gateways, v.Routes = fmt.Sprint("veth-p", i), fmt.Sprint("eth", i), nil, nil, nil
+		must(t, AddVeth(t.Context(), v))
+		if i > 0 {
+			hosts = append(hosts, v.Host)
+		}
+	}
+	foreign := addBridge(t, "foreign")
+	must(t, netlink.LinkSetGroup(foreign, leavingGroup))
+	must(t, DeleteVeths(hosts[:3]...))
+	names, err := Veths("veth-p")
+	must(t, err)
+	if want := []string{"veth-p0", "veth-p3"}; !slices.Equal(names, want) {
+		t.Errorf("beside a foreign link of the same group: left are %q, want %q", names, want)
+	}
+	linkOf(t, "foreign")
+	must(t, netlink.LinkDel(foreign))
+	must(t, DeleteVeths("veth-p0", "veth-p3"))
+	if names, err = Veths("veth-p"); err != nil || len(names) > 0 {
+		t.Errorf("left are %q, %v", names, err)
+	}
+}
+
 func TestVethsListsOnlyVethsOfThePrefix(t *testing.T) {
 	newHost(t)
 	addBridge(t, "veth-bridge")
@@ -351,7 +379,7 @@ func BenchmarkAddVeth(b *testing.B) {
 			b.StartTimer()
 			err = AddVeth(b.Context(), v)
 			b.StopTimer()
-			if err := errors.Join(err, DeleteVeth(v.Host), pod.Close(), testutils.UnmountNS(pod)); err != nil {
+			if err := errors.Join(err, DeleteVeths(v.Host), pod.Close(), testutils.UnmountNS(pod)); err != nil {
 				return err
 			}
 		}

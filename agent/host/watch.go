@@ -23,14 +23,15 @@ const (
 
 // Watch calls kick with a short cause when something changed that may concern this package: a link, an
 // address, a route, a next hop, our nftables table. What changes all the time and concerns nobody, a
-// pod's link that comes up or a neighbour that is resolved, causes no kick. Changes that this package
-// makes itself do; the Ensure that they lead to finds nothing to do.
+// pod's link that comes or goes or a neighbour that is resolved, causes no kick. Changes that this package
+// makes itself do; the Ensure that they lead to finds nothing to do. ofPod tells by its name which link is
+// the host end of a pod's; nil means none is.
 //
 // kick is called from goroutines of Watch, one call at a time, and should be quick. Watch returns nil
 // when ctx ends, after the last call of kick, and an error when a subscription breaks; changes in the
 // meantime are lost, so a caller that starts it again should look at everything once.
-func Watch(ctx context.Context, kick func(cause string)) error {
-	w, err := newWatcher(kick)
+func Watch(ctx context.Context, ofPod func(link string) bool, kick func(cause string)) error {
+	w, err := newWatcher(ofPod, kick)
 	if err != nil {
 		return fmt.Errorf("watch the kernel: %w", err)
 	}
@@ -39,8 +40,9 @@ func Watch(ctx context.Context, kick func(cause string)) error {
 
 // watcher turns kernel messages into causes.
 type watcher struct {
-	mu   sync.Mutex // held while kick runs
-	kick func(string)
+	ofPod func(string) bool
+	mu    sync.Mutex // held while kick runs
+	kick  func(string)
 
 	routes, filters *nl.NetlinkSocket
 	links           map[int]linkState // of the receiver of routes alone
@@ -48,8 +50,8 @@ type watcher struct {
 }
 
 // newWatcher subscribes, then reads the links, so that no change is missed in between.
-func newWatcher(kick func(cause string)) (*watcher, error) {
-	w := &watcher{kick: kick, links: map[int]linkState{}}
+func newWatcher(ofPod func(link string) bool, kick func(cause string)) (*watcher, error) {
+	w := &watcher{ofPod: ofPod, kick: kick, links: map[int]linkState{}}
 	var err error
 	w.routes, err = subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH)
@@ -164,6 +166,9 @@ func (w *watcher) link(m syscall.NetlinkMessage) {
 		return
 	}
 	index, is := l.Attrs().Index, stateOf(l)
+	if w.ofPod != nil && is.veth && w.ofPod(is.name) {
+		return
+	}
 	was, known := w.links[index]
 	if m.Header.Type == unix.RTM_DELLINK {
 		delete(w.links, index)

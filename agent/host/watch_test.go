@@ -15,7 +15,7 @@ func watch(t *testing.T) <-chan string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	kicks := make(chan string, 1000)
-	w, err := newWatcher(func(cause string) { kicks <- cause })
+	w, err := newWatcher(nil, func(cause string) { kicks <- cause })
 	must(t, err)
 	ended := make(chan error, 1)
 	go func() {
@@ -73,12 +73,31 @@ func TestAPodThatComesUpIsNoCauseButOneThatIsDeletedIs(t *testing.T) {
 	v := podVeth(newNetNS(t))
 	kicks := watch(t)
 	must(t, AddVeth(t.Context(), v))
-	must(t, DeleteVeth(v.Host))
+	must(t, DeleteVeths(v.Host))
 	for _, want := range []string{"link veth0a1b2c went down", "link veth0a1b2c deleted"} {
 		if cause := <-kicks; cause != want {
 			t.Errorf("kicked for %q, want %q", cause, want)
 		}
 	}
+}
+
+func TestThePodLinksThatTheCallerKnowsAreNoCause(t *testing.T) {
+	newHost(t)
+	v := podVeth(newNetNS(t))
+	kicks := make(chan string, 100)
+	w, err := newWatcher(func(link string) bool { return link == v.Host }, func(cause string) { kicks <- cause })
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- w.run(ctx) }()
+	must(t, AddVeth(t.Context(), v))
+	must(t, DeleteVeths(v.Host))
+	addBridge(t, "last")
+	if cause := <-kicks; cause != "link last added" {
+		t.Errorf("kicked for %q", cause)
+	}
+	cancel()
+	must(t, <-done)
 }
 
 func TestOrdinaryNeighboursAreNoCause(t *testing.T) {
@@ -97,10 +116,10 @@ func TestWatchReturnsNilWhenItsContextEndsAndAnErrorWhenASocketBreaks(t *testing
 	newHost(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Watch(ctx, func(string) {}); err != nil {
+	if err := Watch(ctx, nil, func(string) {}); err != nil {
 		t.Errorf("after the end of its context: %v", err)
 	}
-	w, err := newWatcher(func(string) {})
+	w, err := newWatcher(nil, func(string) {})
 	must(t, err)
 	w.routes.Close()
 	if err := w.run(t.Context()); err == nil {

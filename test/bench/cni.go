@@ -36,7 +36,7 @@ func benchCNI(ctx context.Context, name string) error {
 		return err
 	}
 	t := newTable("CNI commands through libcni, beside the reference bridge plugin with host-local",
-		"", "Twill p50 ms", "p99", "all", "failed", "reference p50 ms", "p99", "all", "failed", "Twill / reference p50", "p99", "all", "transactions", "bundles")
+		"", "Twill p50 ms", "p99", "all", "failed", "reference p50 ms", "p99", "all", "failed", "Twill / reference p50", "p99", "all", "in the agent, mean ms", "transactions", "bundles")
 	for _, phase := range []struct {
 		title      string
 		size       int
@@ -80,16 +80,17 @@ func compare(ctx context.Context, l *lab.Lab, plugins string, t table, title str
 		}
 	}
 	var add, del [2]outcome
-	var adding, deleting [2]float64 // transactions, bundles
+	var adding, deleting activity
 	for round := range rounds {
 		lo, hi := round*size, (round+1)*size
 		for _, step := range []struct {
-			verb  func(*network, lab.Pod) error
-			out   *[2]outcome
-			count *[2]float64
+			command string
+			verb    func(*network, lab.Pod) error
+			out     *[2]outcome
+			count   *activity
 		}{
-			{func(n *network, p lab.Pod) error { _, err := n.cni.Add(ctx, p); return err }, &add, &adding},
-			{func(n *network, p lab.Pod) error { return n.cni.Del(ctx, p) }, &del, &deleting},
+			{"ADD", func(n *network, p lab.Pod) error { _, err := n.cni.Add(ctx, p); return err }, &add, &adding},
+			{"DEL", func(n *network, p lab.Pod) error { return n.cni.Del(ctx, p) }, &del, &deleting},
 		} {
 			before, err := readCounters(ctx, node)
 			if err != nil {
@@ -112,8 +113,7 @@ func compare(ctx context.Context, l *lab.Lab, plugins string, t table, title str
 			if err != nil {
 				return err
 			}
-			step.count[0] += after.since(before, transactions)
-			step.count[1] += after.since(before, bundles)
+			step.count.add(before, after, step.command)
 		}
 	}
 	printPair(t, "ADD, "+title, add, adding, rounds)
@@ -152,6 +152,16 @@ func makePods(ctx context.Context, l *lab.Lab, prefix string, count int) ([]lab.
 		lines = append(lines, "netns add "+namespace(l, "p-"+name))
 	}
 	return pods, ip(ctx, lines...)
+}
+
+// activity is what the agent did meanwhile.
+type activity struct{ commands, seconds, transactions, bundles float64 }
+
+func (a *activity) add(before, after counters, command string) {
+	a.commands += after.since(before, fmt.Sprintf(cniCount, command))
+	a.seconds += after.since(before, fmt.Sprintf(cniSeconds, command))
+	a.transactions += after.since(before, transactions)
+	a.bundles += after.since(before, bundles)
 }
 
 // outcome is what became of some commands.
@@ -198,7 +208,7 @@ func (o *outcome) together(pods []lab.Pod, f func(lab.Pod) error) {
 	o.total += time.Since(began)
 }
 
-func printPair(t table, title string, o [2]outcome, counts [2]float64, rounds int) {
+func printPair(t table, title string, o [2]outcome, did activity, rounds int) {
 	cells := []string{title}
 	for _, x := range o {
 		cells = append(cells, ms(x.took.quantile(.5)), ms(x.took.quantile(.99)), ms(x.total/time.Duration(rounds)), fmt.Sprint(x.failed))
@@ -208,6 +218,6 @@ func printPair(t table, title string, o [2]outcome, counts [2]float64, rounds in
 		ratio(func(x outcome) time.Duration { return x.took.quantile(.5) }),
 		ratio(func(x outcome) time.Duration { return x.took.quantile(.99) }),
 		ratio(func(x outcome) time.Duration { return x.total }),
-		digits(counts[0]/float64(rounds)), digits(counts[1]/float64(rounds)))
+		digits(1000*did.seconds/did.commands), digits(did.transactions/float64(rounds)), digits(did.bundles/float64(rounds)))
 	t.row(cells...)
 }

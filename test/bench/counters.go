@@ -23,8 +23,8 @@ type counters map[string]float64
 const (
 	bundles      = `twill_bundles_total{result="ok"}`
 	transactions = "twill_ovsdb_transactions_total"
-	addSeconds   = `twill_cni_operation_duration_seconds_sum{command="ADD"}`
-	addCount     = `twill_cni_operation_duration_seconds_count{command="ADD"}`
+	cniSeconds   = `twill_cni_operation_duration_seconds_sum{command=%q}` // of a CNI command
+	cniCount     = `twill_cni_operation_duration_seconds_count{command=%q}`
 )
 
 // readCounters asks the agent of a node.
