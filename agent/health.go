@@ -51,9 +51,6 @@ func (h *health) problems(except ...string) []string {
 // notReady lists why the agent is not ready; empty when it is.
 func (a *Agent) notReady() []string { return a.health.problems() }
 
-// ready is nil, or an error with every reason.
-func (a *Agent) ready() error { return joined(a.notReady()) }
-
 // Names of checks that pods can be attached without.
 const (
 	checkKubernetes = "kubernetes"

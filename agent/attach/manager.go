@@ -68,6 +68,7 @@ type Manager struct {
 
 	mu       sync.Mutex
 	busy     map[string]chan struct{}    // port name: a command is under way; closed at its end
+	sweeps   map[*sweeping]bool          // under way
 	held     map[string]lease            // by port name
 	resting  map[netip.Addr]time.Time    // free again from then on
 	last     map[netip.Prefix]netip.Addr // where the search for a free address goes on
@@ -79,7 +80,7 @@ var _ cni.Handler = (*Manager)(nil)
 // New makes a Manager. It does nothing until it is asked.
 func New(c Config) *Manager {
 	return &Manager{
-		cfg: c, busy: map[string]chan struct{}{}, held: map[string]lease{},
+		cfg: c, busy: map[string]chan struct{}{}, sweeps: map[*sweeping]bool{}, held: map[string]lease{},
 		resting: map[netip.Addr]time.Time{}, last: map[netip.Prefix]netip.Addr{},
 	}
 }
@@ -136,6 +137,11 @@ func (m *Manager) port(name string) (ovs.Port, bool) {
 
 // begin waits until no other command is under way for this port, then holds it until end is called.
 func (m *Manager) begin(ctx context.Context, port string) (end func(), err error) {
+	m.mu.Lock()
+	for s := range m.sweeps {
+		s.spared[port] = true
+	}
+	m.mu.Unlock()
 	for {
 		end, other := m.tryBegin(port)
 		if other == nil {

@@ -45,13 +45,29 @@ func (m *Manager) Adopt(ctx context.Context) (adopted, removed int, err error) {
 	return len(m.held), removed, err
 }
 
+// sweeping is one sweep. It spares what any command is, or was, under way for since it began: the list that
+// it goes by is older than that.
+type sweeping struct {
+	stale  func(name string, p ovs.Port, known bool) bool
+	spared map[string]bool // guarded by Manager.mu
+}
+
 // sweep removes what stale picks among all attachments, and among the host ends of ours that belong to
-// none (known is false). What a command is under way for when it begins is left alone.
+// none (known is false).
 func (m *Manager) sweep(ctx context.Context, stale func(name string, p ovs.Port, known bool) bool) (removed int, err error) {
+	s := &sweeping{stale: stale, spared: map[string]bool{}}
 	m.mu.Lock()
-	busy := maps.Clone(m.busy)
+	for name := range m.busy {
+		s.spared[name] = true
+	}
+	m.sweeps[s] = true
 	names := slices.Collect(maps.Keys(m.held))
 	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(m.sweeps, s)
+		m.mu.Unlock()
+	}()
 	for _, p := range m.cfg.Ports.Ports(m.cfg.Bridge) {
 		if isOurs(p) {
 			names = append(names, p.Name)
@@ -65,10 +81,7 @@ func (m *Manager) sweep(ctx context.Context, stale func(name string, p ovs.Port,
 	slices.Sort(names)
 	var errs []error
 	for _, name := range slices.Compact(names) {
-		if _, underWay := busy[name]; underWay {
-			continue
-		}
-		gone, err := m.sweepOne(ctx, name, stale)
+		gone, err := m.sweepOne(ctx, s, name)
 		errs = append(errs, err)
 		if gone {
 			removed++
@@ -77,13 +90,19 @@ func (m *Manager) sweep(ctx context.Context, stale func(name string, p ovs.Port,
 	return removed, errors.Join(errs...)
 }
 
-func (m *Manager) sweepOne(ctx context.Context, name string, stale func(string, ovs.Port, bool) bool) (removed bool, err error) {
+func (m *Manager) sweepOne(ctx context.Context, s *sweeping, name string) (removed bool, err error) {
 	end, other := m.tryBegin(name)
 	if other != nil {
 		return false, nil
 	}
 	defer end()
-	if l, known := m.find(name); !stale(name, l.port, known) {
+	m.mu.Lock()
+	spared := s.spared[name]
+	m.mu.Unlock()
+	if spared {
+		return false, nil
+	}
+	if l, known := m.find(name); !s.stale(name, l.port, known) {
 		return false, nil
 	}
 	err = m.remove(ctx, name)

@@ -88,18 +88,33 @@ func TestGCLeavesAloneWhatWasUnderWayWhenItBegan(t *testing.T) {
 	expect(t, "the node", n.dump(), attached(pod(1)))
 }
 
-// racingLinks lets something happen while somebody lists the links.
+func TestGCLeavesAloneWhatBeganAndEndedMeanwhile(t *testing.T) {
+	n := newNode(t, "198.18.0.0/24")
+	links := &racingLinks{node: n}
+	a := n.startWith(n, links)
+	links.before = func() { a.add(t, pod(1)) }
+	if err := a.GC(t.Context(), valid("twill")); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "the node", n.dump(), attached(pod(1)))
+}
+
+// racingLinks lets something happen before and after somebody lists the links.
 type racingLinks struct {
 	*node
-	during func()
+	before, during func()
 }
 
 func (r *racingLinks) Veths(prefix string) ([]string, error) {
-	links, err := r.node.Veths(prefix)
-	if f := r.during; f != nil {
-		r.during = nil
-		f()
+	once := func(f *func()) {
+		if now := *f; now != nil {
+			*f = nil
+			now()
+		}
 	}
+	once(&r.before)
+	links, err := r.node.Veths(prefix)
+	once(&r.during)
 	return links, err
 }
 
