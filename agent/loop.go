@@ -172,6 +172,11 @@ func (l *loop) pass(ctx context.Context, w wish) error {
 		if err != nil {
 			return l.finish(fmt.Errorf("applying %d flows: %w", len(delta.Add)+len(delta.Delete), err))
 		}
+		if w.readAll || before == nil {
+			if err := l.learn(ctx); err != nil {
+				return l.finish(err)
+			}
+		}
 	}
 	l.report(delta, time.Since(began), strings.Join(w.causes, " "), before == nil)
 	l.seen(before, now)
@@ -218,6 +223,21 @@ func (l *loop) problems() []string {
 	return append(out, l.desired.Conflicts()...)
 }
 
+// learn reads the table back after a repair: what looks different even so is how this OVS prints it.
+func (l *loop) learn(ctx context.Context) error {
+	live, err := l.live(ctx)
+	if err != nil {
+		return err
+	}
+	l.state.Lock()
+	n := l.desired.Learn(live)
+	l.state.Unlock()
+	if n > 0 {
+		l.log.WithField("flows", n).Info("this Open vSwitch prints some flows in other words than ours")
+	}
+	return nil
+}
+
 func (l *loop) live(ctx context.Context) ([]flows.Live, error) {
 	installed, err := l.bridge.Flows(ctx)
 	if err != nil {
@@ -225,7 +245,7 @@ func (l *loop) live(ctx context.Context) ([]flows.Live, error) {
 	}
 	live := make([]flows.Live, len(installed))
 	for i, f := range installed {
-		live[i] = flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie}
+		live[i] = flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions}
 	}
 	return live, nil
 }

@@ -23,6 +23,7 @@ type fakeBridge struct {
 	held    map[uint64]ovs.Installed
 	bundles []string
 	broken  error
+	dialect func(ovs.Installed) ovs.Installed // how it prints a flow
 }
 
 func newFakeBridge() *fakeBridge { return &fakeBridge{held: map[uint64]ovs.Installed{}} }
@@ -35,6 +36,9 @@ func (b *fakeBridge) Flows(context.Context) ([]ovs.Installed, error) {
 	}
 	var out []ovs.Installed
 	for _, f := range b.held {
+		if b.dialect != nil {
+			f = b.dialect(f)
+		}
 		out = append(out, f)
 	}
 	return out, nil
@@ -53,10 +57,12 @@ func (b *fakeBridge) Apply(_ context.Context, bundle string) error {
 			delete(b.held, cookie)
 			continue
 		}
-		var f ovs.Installed
-		if _, err := fmt.Sscanf(line, "flow add cookie=%v,table=%d,priority=%d", &f.Cookie, &f.Table, &f.Priority); err != nil {
+		flow, isFlow := strings.CutPrefix(line, "flow add ")
+		parsed, err := ovs.ParseFlows(strings.NewReader(flow))
+		if err != nil || !isFlow || len(parsed) != 1 {
 			return fmt.Errorf("line %q: %w", line, err)
 		}
+		f := parsed[0]
 		b.held[f.Cookie] = f
 	}
 	return nil
@@ -149,6 +155,48 @@ func TestAPeerThatComesAndGoesTouchesOnlyItsOwnFlows(t *testing.T) {
 		if adds != c.adds || deletes != c.deletes {
 			t.Errorf("%d adds and %d deletes, want %d and %d:\n%s", adds, deletes, c.adds, c.deletes, c.bundle)
 		}
+	}
+}
+
+func TestASwitchThatPrintsFlowsInOtherWordsIsNotRepairedForEver(t *testing.T) {
+	b := newFakeBridge()
+	b.dialect = func(f ovs.Installed) ovs.Installed {
+		f.Actions = strings.ReplaceAll(f.Actions, "goto_table:", "GOTO:")
+		return f
+	}
+	w := aWorld("node-1")
+	l, hook := loopWith(t, b, func() (*flows.World, error) { return w, nil })
+	mustApply(t, l)
+	sent := b.sent()
+	readBack := func() {
+		t.Helper()
+		done := make(chan error, 1)
+		l.ask("audit", true, done)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	readBack()
+	if b.sent() != sent {
+		t.Errorf("%d bundles for a bridge that is as it should be", b.sent()-sent)
+	}
+	b.change(func() { // one flow is weakened, in the same dialect
+		for c, f := range b.held {
+			if f.Table == uint8(flows.Classify) {
+				f.Actions = "goto_table:77"
+				b.held[c] = f
+				return
+			}
+		}
+	})
+	hook.Reset()
+	readBack()
+	if b.sent() != sent+1 {
+		t.Errorf("%d bundles after a flow was weakened, want 1", b.sent()-sent)
+	}
+	readBack()
+	if b.sent() != sent+1 {
+		t.Errorf("repaired %d times", b.sent()-sent)
 	}
 }
 

@@ -84,7 +84,7 @@ func (b *bridge) installed() []ovs.Installed {
 func live(installed []ovs.Installed) []flows.Live {
 	var out []flows.Live
 	for _, f := range installed {
-		out = append(out, flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie})
+		out = append(out, flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions})
 	}
 	return out
 }
@@ -175,6 +175,7 @@ func TestForeignFlowsAreRemovedAndMissingOnesRestored(t *testing.T) {
 		{"one of ours is gone", fmt.Sprintf("flow delete cookie=%#x/-1", first.Cookie)},
 		{"one of ours is overwritten", strings.Replace("flow add "+first.Spec(), "flow add ", "flow add cookie=0xbad,", 1)},
 		{"one of ours stands at another table", fmt.Sprintf("flow delete cookie=%#[1]x/-1\nflow add cookie=%#[1]x,table=3,priority=100,in_port=1 actions=drop", first.Cookie)},
+		{"one of ours does something else", strings.Replace("flow add "+first.String(), "actions="+first.Actions.String(), "actions=output:7", 1)},
 		{"all are gone", "flow delete cookie=0/0"},
 	} {
 		if err := b.sw.Apply(b.ctx, meddling.bundle); err != nil {

@@ -14,11 +14,12 @@ type Desired struct {
 	owners  map[Owner][]Flow
 	claims  map[Key][]Flow  // who wants this key, smallest owner first: it wins
 	cookies map[uint64]Flow // the winners
+	dialect map[uint64]Live // how this switch prints a flow, where that is not how we write it
 }
 
 // NewDesired returns an empty set.
 func NewDesired() *Desired {
-	return &Desired{owners: map[Owner][]Flow{}, claims: map[Key][]Flow{}, cookies: map[uint64]Flow{}}
+	return &Desired{owners: map[Owner][]Flow{}, claims: map[Key][]Flow{}, cookies: map[uint64]Flow{}, dialect: map[uint64]Live{}}
 }
 
 // Replace makes wanted[owner] the whole of what each of these owners wants, and returns what that changes
@@ -102,6 +103,7 @@ func (d *Desired) settle(before map[Key]Flow) Delta {
 	for _, old := range before {
 		if old.Owner != "" {
 			delete(d.cookies, old.Cookie)
+			delete(d.dialect, old.Cookie)
 		}
 	}
 	var out Delta
@@ -162,10 +164,32 @@ type Live struct {
 	Table    Table
 	Priority uint16
 	Cookie   uint64
+	// Match and Actions are as OVS prints them.
+	Match, Actions string
 }
 
-// Diff compares what is wanted with what is there. A flow counts as there when its cookie stands once, at
-// its table and priority; everything else is deleted by its full cookie.
+// Is tells whether what the switch holds is this flow: a cookie alone proves nothing, `ovs-ofctl
+// mod-flows` changes what a flow does and leaves its cookie. Compile writes actions as OVS prints them,
+// and the fields of a match so, too, but for their order.
+func (l Live) Is(f Flow) bool {
+	return l.Table == f.Table && l.Priority == f.Priority && l.Cookie == f.Cookie &&
+		l.Actions == f.Actions.String() && sameFields(ParseMatch(l.Match), f.Match)
+}
+
+func sameFields(a, b Match) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for _, f := range a {
+		if !slices.Contains(b, f) {
+			return false
+		}
+	}
+	return true
+}
+
+// Diff compares what is wanted with what is there. A flow counts as there when its cookie stands once and
+// the flow Is what was wanted; everything else is deleted by its full cookie.
 func (d *Desired) Diff(live []Live) Delta {
 	seen := map[uint64]int{}
 	for _, l := range live {
@@ -175,7 +199,7 @@ func (d *Desired) Diff(live []Live) Delta {
 	good := map[uint64]bool{}
 	for _, l := range live {
 		f, wanted := d.cookies[l.Cookie]
-		if wanted && seen[l.Cookie] == 1 && f.Table == l.Table && f.Priority == l.Priority {
+		if wanted && seen[l.Cookie] == 1 && (l.Is(f) || l == d.dialect[l.Cookie]) {
 			good[l.Cookie] = true
 			continue
 		}
@@ -191,6 +215,18 @@ func (d *Desired) Diff(live []Live) Delta {
 	}
 	out.sort()
 	return out
+}
+
+// Learn takes what a switch shows right after it accepted everything that was wanted, and keeps how it
+// prints a flow where that is not how we write it: another version of OVS may have other words for the
+// same. It returns the number of such flows.
+func (d *Desired) Learn(live []Live) int {
+	for _, l := range live {
+		if f, wanted := d.cookies[l.Cookie]; wanted && f.Table == l.Table && f.Priority == l.Priority && !l.Is(f) {
+			d.dialect[l.Cookie] = l
+		}
+	}
+	return len(d.dialect)
 }
 
 // Delta is what has to happen on the switch.

@@ -225,7 +225,7 @@ func TestDiffFindsWhatIsWrongOnTheSwitch(t *testing.T) {
 	good := func() []flows.Live {
 		var out []flows.Live
 		for _, f := range d.Flows() {
-			out = append(out, flows.Live{Table: f.Table, Priority: f.Priority, Cookie: f.Cookie})
+			out = append(out, flows.Live{Table: f.Table, Priority: f.Priority, Cookie: f.Cookie, Match: f.Match.String(), Actions: f.Actions.String()})
 		}
 		return out
 	}

@@ -104,11 +104,11 @@ func (n *Names) actionWords(t Table, a Action) string {
 		}
 		return "continue at " + a.Arg
 	case "output":
-		if strings.HasPrefix(strings.ToLower(a.Arg), "reg1") || strings.HasPrefix(a.Arg, "NXM_NX_REG1") {
+		if a.Arg == whole("reg1") {
 			return "send to the port chosen by route"
 		}
 		return "send to " + n.Port(a.Arg)
-	case "in_port", "IN_PORT":
+	case "IN_PORT":
 		return "send back by the port of the request"
 	case "dec_ttl":
 		return "decrement the TTL"

@@ -189,18 +189,29 @@ func match(parts ...Match) Match {
 	return m
 }
 
-// The verbs of actions.
+// The verbs of actions, written as OVS prints them: what is read back is compared as text.
 
 func set(value, field string) Action               { return Action{"set_field", value + "->" + field} }
-func move(from, to string) Action                  { return Action{"move", from + "->" + to} }
+func move(from, to string) Action                  { return Action{"move", whole(from) + "->" + whole(to)} }
 func gotoTable(t Table) Action                     { return Action{"goto_table", fmt.Sprint(uint8(t))} }
 func output(port uint32) Action                    { return Action{"output", fmt.Sprint(port)} }
-func outputRegister(reg string) Action             { return Action{"output", reg} }
+func outputRegister(reg string) Action             { return Action{"output", whole(reg)} }
 func decTTL() Action                               { return Action{"dec_ttl", ""} }
-func backToSender() Action                         { return Action{"in_port", ""} }
+func backToSender() Action                         { return Action{"IN_PORT", ""} }
 func setMAC(mac net.HardwareAddr, f string) Action { return set(mac.String(), f) }
 
 // checkLarger sets bit 0 of the field when the packet, Ethernet header included, exceeds size bytes.
 func checkLarger(size int, field string) Action {
 	return Action{"check_pkt_larger", fmt.Sprintf("(%d)->%s", size, field)}
+}
+
+// whole names all bits of a field by its name in the Nicira extensible match, which is how OVS prints the
+// fields of move and output (ovs-fields(7)).
+func whole(field string) string {
+	space := "NXM_NX_"
+	switch field {
+	case "eth_src", "eth_dst", "arp_spa", "arp_tpa":
+		space = "NXM_OF_" // those of OpenFlow 1.0
+	}
+	return space + strings.ToUpper(field) + "[]"
 }

@@ -292,7 +292,7 @@ func (p *builder) neighbourFlows() {
 
 	// Option type 2 is the target's link-layer address; the flags are router, solicited, override (RFC 4861 §4.4).
 	p.add(Advertise, 100, icmp6(136),
-		set("2", "nd_options_type"), set("0xe0000000", "nd_reserved"), setMAC(router, "nd_tll"), backToSender())
+		set("2", "nd_options_type"), set(fmt.Sprint(uint32(0xe0000000)), "nd_reserved"), setMAC(router, "nd_tll"), backToSender())
 	p.drop(Advertise, 0, nil, DropNotAsked)
 }
 
