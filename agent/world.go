@@ -80,12 +80,13 @@ func (a *Agent) world() (*flows.World, error) {
 		return nil, err
 	}
 	return &flows.World{
-		Node:         n.self,
-		Tunnel:       flows.Tunnel{Type: a.set.tunnelType, Port: a.set.tunnelPort, VNI: a.cfg.VNI, Local: under.Address},
-		ClusterCIDRs: a.set.clusterCIDRs,
-		MTU:          mtu,
-		Peers:        n.peers,
-		Pods:         a.pods.Attachments(),
+		Node:          n.self,
+		Tunnel:        flows.Tunnel{Type: a.set.tunnelType, Port: a.set.tunnelPort, VNI: a.cfg.VNI, Local: under.Address},
+		ClusterCIDRs:  a.set.clusterCIDRs,
+		MTU:           mtu,
+		HostAnswersND: a.plumbing.datapath() == "system",
+		Peers:         n.peers,
+		Pods:          a.pods.Attachments(),
 	}, nil
 }
 
