@@ -15,7 +15,7 @@ import (
 // objectChanged is told by the source that an object changed, or that it has synced.
 func (a *Agent) objectChanged(key source.Key) {
 	cause := key.String()
-	a.plumbing.kick(cause)
+	a.plumbing.kickObject(cause)
 	a.loop.kick(cause)
 }
 
