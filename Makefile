@@ -34,8 +34,9 @@ lint-selftest: ## Show that every rule of the linters refuses what it is for
 demo: ## Three nodes, pods and pings on this machine, from nothing; KEEP=1 leaves them up
 	@KEEP='$(KEEP)' test/demo.sh
 
-bench: deps build ## Benchmarks; docs/benchmarks.md has results to compare with
-	$(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./...
+bench: deps build ## Benchmarks, each beside a baseline; docs/benchmarks.md has results to compare with
+	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 60m ./...
+	$(GO) run ./test/bench
 
 fuzz: ## Fuzz every parser for FUZZTIME (30s) each
 	@for p in $$($(GO) list ./...); do \
