@@ -51,19 +51,10 @@ func Cache() (string, error) {
 // Build builds the programs of a cluster from their modules, or finds them in the cache: the first time takes some
 // twenty minutes on two cores. checkout is the root of the repository.
 func Build(ctx context.Context, checkout string, log func(string, ...any)) (Programs, error) {
-	return build(ctx, checkout, log, []target{
+	return build(ctx, filepath.Join(checkout, "test/cluster/build"), log, []target{
 		{out: "kube", pkg: "./kube", links: kubePrograms()},
 		{out: "coredns", pkg: "./coredns"},
 		{out: "pause", pkg: "./pause"},
-	})
-}
-
-// BuildE2E builds what Kubernetes' own end-to-end tests need besides.
-func BuildE2E(ctx context.Context, checkout string, log func(string, ...any)) (Programs, error) {
-	return build(ctx, checkout, log, []target{
-		{out: "agnhost", pkg: "k8s.io/kubernetes/test/images/agnhost"},
-		{out: "ginkgo", pkg: "github.com/onsi/ginkgo/v2/ginkgo"},
-		{out: "e2e.test", pkg: "k8s.io/kubernetes/test/e2e", test: true},
 	})
 }
 
@@ -74,12 +65,13 @@ type target struct {
 	test     bool
 }
 
-func build(ctx context.Context, checkout string, log func(string, ...any), targets []target) (Programs, error) {
+// build builds targets in a module.
+func build(ctx context.Context, module string, log func(string, ...any), targets []target) (Programs, error) {
 	cache, err := Cache()
 	if err != nil {
 		return Programs{}, err
 	}
-	p := Programs{source: filepath.Join(checkout, "test/cluster/build")}
+	p := Programs{source: module}
 	key, err := treeHash(p.source)
 	if err != nil {
 		return p, err
