@@ -30,7 +30,7 @@ func TestReadmeIsThatOfTheValues(t *testing.T) {
 
 func TestEveryValueWantsAComment(t *testing.T) {
 	got, err := Readme([]byte("# About the file.\n\n# First | one.\na: [x]\nb:\n  # Second.\n  c: 1\n  d: 2\n"))
-	if err == nil || !strings.Contains(err.Error(), "value b.d (line 7) has no comment") {
+	if err == nil || !strings.Contains(err.Error(), "value b.d (line 8) has no comment") {
 		t.Errorf("error is %v, want one that names b.d", err)
 	}
 	for _, row := range []string{"| `a` | `[\"x\"]` | First \\| one. |\n", "| `b.c` | `1` | Second. |\n"} {

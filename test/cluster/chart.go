@@ -36,7 +36,7 @@ func (p Programs) Manifest(ctx context.Context, checkout string) (string, error)
 
 // Template renders the chart of a checkout with what else `helm template` is told; its error is what Helm says.
 func (p Programs) Template(ctx context.Context, checkout string, args ...string) (string, error) {
-	return p.helm(ctx, checkout, append([]string{"template", "twill", "charts/twill", "--namespace", TwillNamespace}, args...)...)
+	return p.helm(ctx, checkout, append([]string{"template", "twill", "charts/twill", "--namespace", TwillNamespace, "--kube-version", p.Version}, args...)...)
 }
 
 // helm runs helm where no cluster is needed.

@@ -4,10 +4,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 
 	"github.com/twill-net/twill/test/chart"
 	"github.com/twill-net/twill/test/cluster"
@@ -44,5 +46,5 @@ func run(ctx context.Context, manifest bool) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(chart.ManifestFile, []byte(text), 0o644)
+	return errors.Join(os.MkdirAll(filepath.Dir(chart.ManifestFile), 0o755), os.WriteFile(chart.ManifestFile, []byte(text), 0o644))
 }
