@@ -264,7 +264,7 @@ func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 func (p *plumbing) gateway(n nodeView, mtu int) host.Gateway {
 	g := host.Gateway{
 		Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, RouterMAC: flows.RouterMAC(),
-		NoOffload: p.datapath() == "netdev",
+		NoOffload: p.datapath() == "netdev", ProcSys: p.cfg.ProcSys,
 	}
 	for _, c := range n.self.PodCIDRs {
 		g.Addresses = append(g.Addresses, flows.Gateway(c))
