@@ -33,6 +33,7 @@ type Agent struct {
 	daemon   *daemonWatch
 	pods     *attach.Manager
 	peers    *peers
+	services *services
 	health   *health
 
 	mu     sync.Mutex
@@ -69,13 +70,14 @@ func (a *Agent) build(ctx context.Context) error {
 	}
 	sw := ovs.NewSwitch(a.cfg.Bridge, a.cfg.OVSRunDir, ovs.System())
 	sw.KeepReady(ctx)
+	a.services = newServices(a.cfg.ServiceProxy == "on", a.source, a.set.serviceCIDRs)
 	prober, err := host.NewProber(a.log)
 	if err != nil {
 		return err
 	}
 	a.peers = newPeers(&peers{probe: prober.Probe, interval: a.cfg.ProbeInterval, log: a.log})
 	a.plumbing = newPlumbing(&plumbing{
-		cfg: &a.cfg, set: a.set, db: a.db, nodes: a.readNodes, log: a.log, meter: a.meter,
+		cfg: &a.cfg, set: a.set, db: a.db, nodes: a.readNodes, services: a.services.now, log: a.log, meter: a.meter,
 		repair: func(ctx context.Context) ([]string, error) { return a.pods.Repair(ctx) },
 		done:   func(cause string) { a.loop.kick(cause) },
 	})
@@ -123,11 +125,15 @@ func (a *Agent) build(ctx context.Context) error {
 }
 
 func (a *Agent) newSource() (source.Source, error) {
+	var without []string
+	if a.cfg.ServiceProxy == "off" {
+		without = source.ServiceKindNames()
+	}
 	if a.cfg.Manifests != "" {
-		return source.NewManifests(source.ManifestsConfig{Dir: a.cfg.Manifests, Log: a.log, OnChange: a.objectChanged})
+		return source.NewManifests(source.ManifestsConfig{Dir: a.cfg.Manifests, Without: without, Log: a.log, OnChange: a.objectChanged})
 	}
 	return source.NewAPI(source.APIConfig{
-		Kubeconfig: a.cfg.Kubeconfig, Server: a.cfg.Server, NodeName: a.cfg.NodeName, Log: a.log, OnChange: a.objectChanged,
+		Kubeconfig: a.cfg.Kubeconfig, Server: a.cfg.Server, NodeName: a.cfg.NodeName, Without: without, Log: a.log, OnChange: a.objectChanged,
 	})
 }
 

@@ -86,6 +86,7 @@ func (a *Agent) world() (*flows.World, error) {
 		MTU:          mtu,
 		Peers:        n.peers,
 		Pods:         a.pods.Attachments(),
+		Services:     a.services.now(),
 	}, nil
 }
 

@@ -81,6 +81,27 @@ func (b *bridge) installed() []ovs.Installed {
 	return out
 }
 
+func (b *bridge) installedGroups() []flows.LiveGroup {
+	b.t.Helper()
+	text, err := b.sw.Groups(b.ctx)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	out, err := flows.ParseGroups(text)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return out
+}
+
+// diff is what the bridge lacks or has too many.
+func (b *bridge) diff(d *flows.Desired) flows.Delta {
+	b.t.Helper()
+	delta := d.Diff(live(b.installed()))
+	d.DiffGroups(b.installedGroups(), &delta)
+	return delta
+}
+
 func live(installed []ovs.Installed) []flows.Live {
 	var out []flows.Live
 	for _, f := range installed {
@@ -91,7 +112,7 @@ func live(installed []ovs.Installed) []flows.Live {
 
 func (b *bridge) become(d *flows.Desired) flows.Delta {
 	b.t.Helper()
-	delta := d.Diff(live(b.installed()))
+	delta := b.diff(d)
 	b.apply(delta)
 	return delta
 }
@@ -104,13 +125,12 @@ func TestASwitchHoldsExactlyWhatWasCompiledAndExplainsItTheSame(t *testing.T) {
 	for i, s := range cases {
 		wanted[i] = desired(t, s.world)
 	}
-	now := live(b.installed())
 	become := func(i int, before string) {
 		t.Helper()
-		b.apply(wanted[i].Diff(now))
-		now = live(b.installed())
-		if again := wanted[i].Diff(now); !again.Empty() {
-			t.Fatalf("%s after %s is not in step: %d to add, %d to delete", cases[i].name, before, len(again.Add), len(again.Delete))
+		b.become(wanted[i])
+		if again := b.diff(wanted[i]); !again.Empty() {
+			t.Fatalf("%s after %s is not in step: %d flows to add, %d to delete, %d groups to add, %d to delete: %v %v", cases[i].name, before,
+				len(again.Add), len(again.Delete), len(again.AddGroups), len(again.DeleteGroups), again.Add, again.AddGroups)
 		}
 	}
 	for i, s := range cases {

@@ -19,6 +19,8 @@ type Flow struct {
 	Owner Owner
 	// Drop is the reason, one stable word for counters, of a flow that drops. Empty for all others.
 	Drop Reason
+	// Group is what the flow's group action leads to; nil for a flow without one.
+	Group *Group
 	// Cookie is the flow's name on the switch; Compile fills it.
 	Cookie uint64
 }
