@@ -34,6 +34,7 @@ type Agent struct {
 	pods     *attach.Manager
 	peers    *peers
 	services *services
+	hygiene  *hygiene
 	health   *health
 
 	mu     sync.Mutex
@@ -81,7 +82,7 @@ func (a *Agent) build(ctx context.Context) error {
 		repair: func(ctx context.Context) ([]string, error) { return a.pods.Repair(ctx) },
 		done:   func(cause string) { a.loop.kick(cause) },
 	})
-	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: a.applied, meter: a.meter})
+	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: func(before, now *flows.World) { a.applied(before, now); a.hygiene.follow(ctx, before, now) }, meter: a.meter})
 	a.daemon = &daemonWatch{
 		bridge: a.cfg.Bridge, runDir: a.cfg.OVSRunDir, log: a.log,
 		armed: func() bool { return a.loop.ready() == nil },
@@ -90,6 +91,9 @@ func (a *Agent) build(ctx context.Context) error {
 			a.loop.readBack(cause)
 		},
 	}
+	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log, datapath: func() string {
+		return a.plumbing.datapath() + "@ovs-" + a.plumbing.datapath()
+	}})
 	a.pods = attach.New(attach.Config{
 		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{}, Flows: a.loop,
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
@@ -185,6 +189,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 	part("the watch of the host", endless(a.watchHost))
 	part("the loop", endless(a.loop.run))
 	part("the host's plumbing", endless(a.plumbing.run))
+	part("the connection tracker", endless(a.hygiene.run))
 	part("the probes", endless(a.peers.run))
 	part("the audit", endless(a.audit))
 	part("the CNI server", a.serveCNI)

@@ -85,6 +85,9 @@ func (p *plumbing) hostServices(n nodeView) *host.NFTServices {
 	for _, port := range s.NodePorts() {
 		out.NodePorts = append(out.NodePorts, host.NodePort{IPv4: port.IPv4, Protocol: port.Protocol, Port: port.Port})
 	}
+	for _, u := range s.Unserved() {
+		out.Unserved = append(out.Unserved, host.Unserved{Protocol: u.Protocol, At: u.Frontend})
+	}
 	return out
 }
 

@@ -28,7 +28,7 @@ const bridgeName = "br-twill"
 func startBridge(t testing.TB, pods ...uint32) *bridge {
 	t.Helper()
 	o := ovsd.ForTest(t, ovsd.Config{Dummy: true})
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	t.Cleanup(cancel)
 	db, err := ovs.Dial(ctx, ovs.Config{Endpoint: o.Endpoint()})
 	if err != nil {
@@ -125,10 +125,19 @@ func TestASwitchHoldsExactlyWhatWasCompiledAndExplainsItTheSame(t *testing.T) {
 	for i, s := range cases {
 		wanted[i] = desired(t, s.world)
 	}
+	now, groups := live(b.installed()), b.installedGroups()
 	become := func(i int, before string) {
 		t.Helper()
-		b.become(wanted[i])
-		if again := b.diff(wanted[i]); !again.Empty() {
+		delta := wanted[i].Diff(now)
+		wanted[i].DiffGroups(groups, &delta)
+		b.apply(delta)
+		now = live(b.installed())
+		if len(delta.AddGroups)+len(delta.DeleteGroups) > 0 {
+			groups = b.installedGroups()
+		}
+		again := wanted[i].Diff(now)
+		wanted[i].DiffGroups(groups, &again)
+		if !again.Empty() {
 			t.Fatalf("%s after %s is not in step: %d flows to add, %d to delete, %d groups to add, %d to delete: %v %v", cases[i].name, before,
 				len(again.Add), len(again.Delete), len(again.AddGroups), len(again.DeleteGroups), again.Add, again.AddGroups)
 		}
@@ -185,9 +194,9 @@ func sorted(m flows.Match) []string {
 // TestForeignFlowsAreRemovedAndMissingOnesRestored lets somebody else work on the bridge.
 func TestForeignFlowsAreRemovedAndMissingOnesRestored(t *testing.T) {
 	b := startBridge(t)
-	d := desired(t, readScenario(t, "testdata/three-dual.txtar").world)
+	d := desired(t, readScenario(t, "testdata/services-dual.txtar").world)
 	b.become(d)
-	first := d.Flows()[0]
+	first, group := d.Flows()[0], d.Groups()[0]
 	for _, meddling := range []struct{ what, bundle string }{
 		{"a foreign flow", "flow add cookie=0xdead,table=7,priority=3,ip actions=drop"},
 		{"a flow without a cookie", "flow add table=0,priority=65000 actions=NORMAL"},
@@ -197,6 +206,10 @@ func TestForeignFlowsAreRemovedAndMissingOnesRestored(t *testing.T) {
 		{"one of ours stands at another table", fmt.Sprintf("flow delete cookie=%#[1]x/-1\nflow add cookie=%#[1]x,table=3,priority=100,in_port=1 actions=drop", first.Cookie)},
 		{"one of ours does something else", strings.Replace("flow add "+first.String(), "actions="+first.Actions.String(), "actions=output:7", 1)},
 		{"all are gone", "flow delete cookie=0/0"},
+		{"a foreign group", "group add_or_mod group_id=9,type=select,bucket=weight:1,actions=output:7"},
+		{"a group of ours leads elsewhere", fmt.Sprintf("group add_or_mod group_id=%d,type=select,selection_method=dp_hash,bucket=weight:1,actions=output:7", group.ID)},
+		{"a group of ours is gone, and its flows with it", fmt.Sprintf("group delete group_id=%d", group.ID)},
+		{"all groups are gone", "group delete group_id=4294967292"}, // OFPG_ALL
 	} {
 		if err := b.sw.Apply(b.ctx, meddling.bundle); err != nil {
 			t.Fatalf("%s: %v", meddling.what, err)
@@ -204,7 +217,7 @@ func TestForeignFlowsAreRemovedAndMissingOnesRestored(t *testing.T) {
 		if b.become(d).Empty() {
 			t.Errorf("%s was not noticed", meddling.what)
 		}
-		if again := d.Diff(live(b.installed())); !again.Empty() {
+		if again := b.diff(d); !again.Empty() {
 			t.Errorf("%s was not repaired: %d to add, %d to delete", meddling.what, len(again.Add), len(again.Delete))
 		}
 	}

@@ -197,7 +197,7 @@ func sameFields(a, b Match) bool {
 // the flow Is what was wanted; everything else is deleted by its full cookie. What packets have learned
 // (table sticky) is left alone.
 func (d *Desired) Diff(live []Live) Delta {
-	live = slices.DeleteFunc(slices.Clone(live), func(l Live) bool { return l.Table == Sticky && l.Cookie == stickyCookie })
+	live = slices.DeleteFunc(slices.Clone(live), func(l Live) bool { return Flow{Table: l.Table}.Learned(l.Cookie) })
 	seen := map[uint64]int{}
 	for _, l := range live {
 		seen[l.Cookie]++

@@ -109,7 +109,9 @@ func (p *builder) serviceFlows(w *World) {
 
 	p.drop(Service, 300, state("+inv+trk"), DropInvalid)
 	p.add(Service, 290, state("-new+trk"), set(serviceBits, "reg0"), gotoTable(Route))
-	p.reject(Service, 10, nil)
+	p.reject(Service, 0, nil)
+	p.drop(Pick, 0, nil, DropNoOutput)
+	p.drop(AtEndpoint, 0, nil, DropNoOutput)
 
 	p.add(Hide, 300, reg0(noService), gotoTable(Reply))
 	p.add(Hide, 0, nil, gotoTable(Reply))

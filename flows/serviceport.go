@@ -310,7 +310,7 @@ func (p *servicePort) stickyEndpoints() {
 
 // learn writes a flow into the table sticky: from this client to this address and port, the endpoint in the registers.
 func (p *servicePort) learn() Action {
-	proto := map[string]int{"tcp": 6, "udp": 17, "sctp": 132}[p.port.Protocol]
+	proto := ProtocolNumber(p.port.Protocol)
 	eth, src, dst, endpoint := "0x800", "NXM_OF_IP_SRC[]", "NXM_OF_IP_DST[]", "NXM_NX_REG3[]"
 	if !p.v4 {
 		eth, src, dst, endpoint = "0x86dd", "NXM_NX_IPV6_SRC[]", "NXM_NX_IPV6_DST[]", "NXM_NX_XXREG2[]"
@@ -319,4 +319,9 @@ func (p *servicePort) learn() Action {
 	return Action{"learn", fmt.Sprintf("(table=%d,hard_timeout=%d,priority=100,cookie=%#x,eth_type=%s,nw_proto=%d,%s,%s,%s,"+
 		"load:%[9]s->%[9]s,load:NXM_NX_REG4[]->NXM_NX_REG4[],load:0x1->NXM_NX_REG0[14])",
 		Sticky, min(p.port.Affinity, maxStickySecond), uint64(stickyCookie), eth, proto, src, dst, port, endpoint)}
+}
+
+// ProtocolNumber is that of tcp, udp or sctp in the IP header.
+func ProtocolNumber(protocol string) uint8 {
+	return map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}[protocol]
 }

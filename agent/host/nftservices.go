@@ -14,6 +14,8 @@ import (
 //	nodeport-*   what is for a node port at one of the node's own addresses gets the address by which the bridge
 //	             knows node ports; the port stays
 //	prerouting   what the bridge hands back because nobody serves it is rejected at once
+//	output       what the node itself sends to nobody over IPv4 is rejected here: the kernel makes no ICMP error in the
+//	             name of an address of a Service to one of its own
 type NFTServices struct {
 	// NodePorts are the ports of each family that are served.
 	NodePorts []NodePort
@@ -21,9 +23,19 @@ type NFTServices struct {
 	NodePortAddresses []netip.Prefix
 	// To is what those addresses are translated to, one of each family.
 	To []netip.Addr
+	// Unserved are the IPv4 addresses and ports of Services that have no endpoint.
+	Unserved []Unserved
 	// RejectMAC is the source of what is to be rejected.
 	RejectMAC net.HardwareAddr
 }
+
+// Unserved is an address and port that nobody serves.
+type Unserved struct {
+	Protocol string
+	At       netip.AddrPort
+}
+
+const unservedSet = "unserved-ipv4"
 
 // NodePort is one port of a family.
 type NodePort struct {
@@ -48,6 +60,7 @@ func (s *NFTServices) rules(gateway string) (all []nftRule) {
 				s.daddr(f, to), nodePortSet(to.Is4()), f.protocol, to), "node ports are served by the bridge"})
 		}
 	}
+	all = append(all, nftRule{"output", "ip daddr . meta l4proto . th dport @" + unservedSet + " reject", "a Service without endpoints"})
 	from := fmt.Sprintf("iifname %q ether saddr %s ", gateway, s.RejectMAC)
 	return append(all,
 		nftRule{"prerouting", from + "meta l4proto tcp reject with tcp reset", "nobody serves that address and port"},
@@ -74,6 +87,7 @@ func (s *NFTServices) declarations() (all []*knftables.Set) {
 	if s == nil {
 		return nil
 	}
+	all = append(all, &knftables.Set{Name: unservedSet, Type: "ipv4_addr . inet_proto . inet_service"})
 	for _, v4 := range []bool{true, false} {
 		all = append(all, &knftables.Set{Name: nodePortSet(v4), Type: "inet_proto . inet_service"})
 	}
@@ -87,6 +101,10 @@ func (s *NFTServices) sets() map[string][]string {
 	}
 	for _, v4 := range []bool{true, false} {
 		sets[nodePortSet(v4)] = nil
+	}
+	sets[unservedSet] = nil
+	for _, u := range s.Unserved {
+		sets[unservedSet] = append(sets[unservedSet], fmt.Sprintf("%s . %s . %d", u.At.Addr(), u.Protocol, u.At.Port()))
 	}
 	for _, p := range s.NodePorts {
 		name := nodePortSet(p.IPv4)

@@ -179,9 +179,13 @@ type answer struct {
 }
 
 // dial opens a socket from a local port (0: any) of a namespace.
-func dial(ns, network string, to netip.AddrPort, from uint16) (c net.Conn, err error) {
+func dial(ns, network string, to netip.AddrPort, from uint16) (net.Conn, error) {
+	return dialWithin(ns, network, to, from, patience)
+}
+
+func dialWithin(ns, network string, to netip.AddrPort, from uint16, within time.Duration) (c net.Conn, err error) {
 	err = inside(ns, func() error {
-		d := net.Dialer{Timeout: patience}
+		d := net.Dialer{Timeout: within}
 		if from != 0 {
 			d.LocalAddr = &net.TCPAddr{Port: int(from)}
 			if network == "udp" {
@@ -195,8 +199,10 @@ func dial(ns, network string, to netip.AddrPort, from uint16) (c net.Conn, err e
 }
 
 // ask says something on an open connection and returns the answer.
-func ask(c net.Conn) (answer, error) {
-	c.SetDeadline(time.Now().Add(patience))
+func ask(c net.Conn) (answer, error) { return askWithin(c, patience) }
+
+func askWithin(c net.Conn, within time.Duration) (answer, error) {
+	c.SetDeadline(time.Now().Add(within))
 	if _, err := c.Write([]byte("?")); err != nil {
 		return answer{}, err
 	}
@@ -215,12 +221,28 @@ func ask(c net.Conn) (answer, error) {
 
 // talk is one connection with one question.
 func talk(ns, network string, to netip.AddrPort) (answer, error) {
-	c, err := dial(ns, network, to, 0)
+	return talkWithin(ns, network, to, patience)
+}
+
+func talkWithin(ns, network string, to netip.AddrPort, within time.Duration) (answer, error) {
+	c, err := dialWithin(ns, network, to, 0, within)
 	if err != nil {
 		return answer{}, err
 	}
 	defer c.Close()
-	return ask(c)
+	return askWithin(c, within)
+}
+
+// shortly is how long silence has to last where nobody is to answer.
+const shortly = time.Second
+
+func node(t *testing.T, l *lab.Lab, name string) *lab.Node {
+	t.Helper()
+	n, err := l.Node(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // apply puts manifests into the cluster.
