@@ -33,6 +33,8 @@ type Agent struct {
 	daemon   *daemonWatch
 	pods     *attach.Manager
 	peers    *peers
+	services *services
+	hygiene  *hygiene
 	health   *health
 
 	mu     sync.Mutex
@@ -69,17 +71,18 @@ func (a *Agent) build(ctx context.Context) error {
 	}
 	sw := ovs.NewSwitch(a.cfg.Bridge, a.cfg.OVSRunDir, ovs.System())
 	sw.KeepReady(ctx)
+	a.services = newServices(a.cfg.ServiceProxy == "on", a.source, a.set.serviceCIDRs)
 	prober, err := host.NewProber(a.log)
 	if err != nil {
 		return err
 	}
 	a.peers = newPeers(&peers{probe: prober.Probe, interval: a.cfg.ProbeInterval, log: a.log})
 	a.plumbing = newPlumbing(&plumbing{
-		cfg: &a.cfg, set: a.set, db: a.db, nodes: a.readNodes, log: a.log, meter: a.meter,
+		cfg: &a.cfg, set: a.set, db: a.db, nodes: a.readNodes, services: a.services.now, log: a.log, meter: a.meter,
 		repair: func(ctx context.Context) ([]string, error) { return a.pods.Repair(ctx) },
 		done:   func(cause string) { a.loop.kick(cause) },
 	})
-	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: a.applied, meter: a.meter})
+	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: func(before, now *flows.World) { a.applied(before, now); a.hygiene.follow(ctx, before, now) }, meter: a.meter})
 	a.daemon = &daemonWatch{
 		bridge: a.cfg.Bridge, runDir: a.cfg.OVSRunDir, log: a.log,
 		armed: func() bool { return a.loop.ready() == nil },
@@ -88,6 +91,9 @@ func (a *Agent) build(ctx context.Context) error {
 			a.loop.readBack(cause)
 		},
 	}
+	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log, datapath: func() string {
+		return a.plumbing.datapath() + "@ovs-" + a.plumbing.datapath()
+	}})
 	a.pods = attach.New(attach.Config{
 		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{ProcSys: a.cfg.ProcSys}, Flows: a.loop,
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
@@ -123,11 +129,15 @@ func (a *Agent) build(ctx context.Context) error {
 }
 
 func (a *Agent) newSource() (source.Source, error) {
+	var without []string
+	if a.cfg.ServiceProxy == "off" {
+		without = source.ServiceKindNames()
+	}
 	if a.cfg.Manifests != "" {
-		return source.NewManifests(source.ManifestsConfig{Dir: a.cfg.Manifests, Log: a.log, OnChange: a.objectChanged})
+		return source.NewManifests(source.ManifestsConfig{Dir: a.cfg.Manifests, Without: without, Log: a.log, OnChange: a.objectChanged})
 	}
 	return source.NewAPI(source.APIConfig{
-		Kubeconfig: a.cfg.Kubeconfig, Server: a.cfg.Server, NodeName: a.cfg.NodeName, Log: a.log, OnChange: a.objectChanged,
+		Kubeconfig: a.cfg.Kubeconfig, Server: a.cfg.Server, NodeName: a.cfg.NodeName, Without: without, Log: a.log, OnChange: a.objectChanged,
 	})
 }
 
@@ -179,6 +189,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 	part("the watch of the host", endless(a.watchHost))
 	part("the loop", endless(a.loop.run))
 	part("the host's plumbing", endless(a.plumbing.run))
+	part("the connection tracker", endless(a.hygiene.run))
 	part("the probes", endless(a.peers.run))
 	part("the audit", endless(a.audit))
 	part("the CNI server", a.serveCNI)

@@ -43,6 +43,9 @@ type Config struct {
 	Gateway           string
 	ProcSys           string
 
+	ServiceProxy string
+	ServiceCIDRs []string
+
 	CNIPlugin   string
 	CNIBinDir   string
 	CNIConfDir  string
@@ -87,6 +90,8 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.NoMasqueradeCIDRs, "no-masquerade-cidr", nil, "destinations that see the address of the pod, besides pods and nodes")
 	f.StringVar(&c.Gateway, "gateway", "twill0", "name of the host's own port on the bridge")
 	f.StringVar(&c.ProcSys, "proc-sys", "/proc/sys", "where sysctls are written; in a container, whose own /proc/sys is read-only, a mount of the host's")
+	f.StringVar(&c.ServiceProxy, "service-proxy", "on", "on: Services are served here, kube-proxy is not needed; off: another proxy does it")
+	f.StringSliceVar(&c.ServiceCIDRs, "service-cidr", nil, "range ClusterIPs are taken from, at most one of each family; with it addresses that no Service has are rejected at once")
 	f.StringVar(&c.CNIPlugin, "cni-plugin", "/usr/local/bin/twill-cni", "plugin to install for the container runtime; empty installs nothing")
 	f.StringVar(&c.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "where the container runtime looks for plugins")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "where the container runtime looks for network configurations")
@@ -169,6 +174,7 @@ func fileValue(v any) string {
 // settings are the values of a Config in the types that the agent works with.
 type settings struct {
 	clusterCIDRs, noMasquerade []netip.Prefix
+	serviceCIDRs               []netip.Prefix
 	tunnelAddress              netip.Addr
 	tunnelType                 flows.TunnelType
 	tunnelPort                 uint16
@@ -217,6 +223,19 @@ func (c *Config) resolve() (settings, error) {
 	}
 	if len(s.clusterCIDRs) > 2 || len(s.clusterCIDRs) == 2 && s.clusterCIDRs[0].Addr().Is4() == s.clusterCIDRs[1].Addr().Is4() {
 		return bad("cluster-cidr", strings.Join(c.ClusterCIDRs, ","), "give at most one range of each family")
+	}
+	if c.ServiceProxy != "on" && c.ServiceProxy != "off" {
+		return bad("service-proxy", c.ServiceProxy, "use on, or off where kube-proxy or another proxy serves Services")
+	}
+	if s.serviceCIDRs, err = prefixes("service-cidr", c.ServiceCIDRs); err != nil {
+		return settings{}, err
+	}
+	for _, a := range s.serviceCIDRs {
+		for _, b := range s.clusterCIDRs {
+			if a.Overlaps(b) {
+				return bad("service-cidr", a.String(), "it overlaps --cluster-cidr "+b.String()+"; give the ranges that the API server and the controller manager were given")
+			}
+		}
 	}
 	if s.noMasquerade, err = prefixes("no-masquerade-cidr", c.NoMasqueradeCIDRs); err != nil {
 		return settings{}, err

@@ -19,6 +19,7 @@ import (
 // bridge is the OpenFlow side of the bridge, as the loop uses it.
 type bridge interface {
 	Flows(ctx context.Context) ([]ovs.Installed, error)
+	Groups(ctx context.Context) (string, error)
 	Apply(ctx context.Context, bundle string) error
 }
 
@@ -57,6 +58,7 @@ type wish struct {
 type Applied struct {
 	Added   int       `json:"added"`
 	Deleted int       `json:"deleted"`
+	Groups  int       `json:"groups"` // added, changed or deleted
 	TookMS  float64   `json:"tookMilliseconds"`
 	Cause   string    `json:"cause"`
 	At      time.Time `json:"at"`
@@ -153,12 +155,13 @@ func (l *loop) pass(ctx context.Context, w wish) error {
 
 	delta := l.compile(before, now)
 	if w.readAll || failed || before == nil {
-		live, err := l.live(ctx)
+		live, groups, err := l.live(ctx)
 		if err != nil {
 			return l.finish(err)
 		}
 		l.state.Lock()
 		full := l.desired.Diff(live)
+		l.desired.DiffGroups(groups, &full)
 		l.state.Unlock()
 		if repaired := driftOf(full, delta); repaired > 0 && before != nil && !failed {
 			l.meter.drift("flow", repaired)
@@ -225,12 +228,12 @@ func (l *loop) problems() []string {
 
 // learn reads the table back after a repair: what looks different even so is how this OVS prints it.
 func (l *loop) learn(ctx context.Context) error {
-	live, err := l.live(ctx)
+	live, groups, err := l.live(ctx)
 	if err != nil {
 		return err
 	}
 	l.state.Lock()
-	n := l.desired.Learn(live)
+	n := l.desired.Learn(live) + l.desired.LearnGroups(groups)
 	l.state.Unlock()
 	if n > 0 {
 		l.log.WithField("flows", n).Info("this Open vSwitch prints some flows in other words than ours")
@@ -238,16 +241,24 @@ func (l *loop) learn(ctx context.Context) error {
 	return nil
 }
 
-func (l *loop) live(ctx context.Context) ([]flows.Live, error) {
+func (l *loop) live(ctx context.Context) ([]flows.Live, []flows.LiveGroup, error) {
 	installed, err := l.bridge.Flows(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("reading the flows of the bridge: %w", err)
+		return nil, nil, fmt.Errorf("reading the flows of the bridge: %w", err)
+	}
+	text, err := l.bridge.Groups(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the groups of the bridge: %w", err)
+	}
+	groups, err := flows.ParseGroups(text)
+	if err != nil {
+		return nil, nil, err
 	}
 	live := make([]flows.Live, len(installed))
 	for i, f := range installed {
 		live[i] = flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions}
 	}
-	return live, nil
+	return live, groups, nil
 }
 
 // driftOf counts what a full comparison wants beyond what the change itself wants: somebody else's work.
@@ -263,13 +274,23 @@ func driftOf(full, expected flows.Delta) int {
 			n++
 		}
 	}
+	for _, g := range full.AddGroups {
+		if !slices.ContainsFunc(expected.AddGroups, func(h *flows.Group) bool { return h.ID == g.ID }) {
+			n++
+		}
+	}
+	for _, id := range full.DeleteGroups {
+		if !slices.Contains(expected.DeleteGroups, id) {
+			n++
+		}
+	}
 	return n
 }
 
 func (l *loop) report(d flows.Delta, took time.Duration, cause string, first bool) {
-	a := Applied{Added: len(d.Add), Deleted: len(d.Delete), TookMS: float64(took.Microseconds()) / 1000, Cause: cause, At: time.Now()}
+	a := Applied{Added: len(d.Add), Deleted: len(d.Delete), Groups: len(d.AddGroups) + len(d.DeleteGroups), TookMS: float64(took.Microseconds()) / 1000, Cause: cause, At: time.Now()}
 	entry := l.log.WithFields(logrus.Fields{
-		"added": a.Added, "deleted": a.Deleted, "took": took.Round(time.Millisecond), "cause": cause,
+		"added": a.Added, "deleted": a.Deleted, "groups": a.Groups, "took": took.Round(time.Millisecond), "cause": cause,
 	})
 	if !first && d.Empty() {
 		entry.Debug("flows checked")

@@ -44,6 +44,8 @@ func (b *fakeBridge) Flows(context.Context) ([]ovs.Installed, error) {
 	return out, nil
 }
 
+func (b *fakeBridge) Groups(context.Context) (string, error) { return "", nil }
+
 func (b *fakeBridge) Apply(_ context.Context, bundle string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -35,6 +35,8 @@ type plumbing struct {
 	set   settings
 	db    *ovs.DB
 	nodes func() (nodeView, error)
+	// services are nil where another proxy cares for them.
+	services func() *flows.Services
 	// repair puts back port rows of pods that somebody else removed, see attach.Manager.
 	repair func(context.Context) ([]string, error)
 	log    logrus.FieldLogger
@@ -269,7 +271,7 @@ func (p *plumbing) gateway(n nodeView, mtu int) host.Gateway {
 	for _, c := range n.self.PodCIDRs {
 		g.Addresses = append(g.Addresses, flows.Gateway(c))
 	}
-	g.Routes = p.routes(n)
+	g.Routes = append(p.routes(n), p.serviceRoutes(n)...)
 	return g
 }
 
@@ -297,7 +299,7 @@ func (p *plumbing) routes(n nodeView) []netip.Prefix {
 func (p *plumbing) nftables(n nodeView) host.NFTables {
 	return host.NFTables{
 		PodCIDRs: n.self.PodCIDRs, NoMasquerade: append(p.routes(n), p.set.noMasquerade...),
-		GatewayLink: p.cfg.Gateway, TunnelPort: p.set.tunnelPort,
+		GatewayLink: p.cfg.Gateway, TunnelPort: p.set.tunnelPort, Services: p.hostServices(n),
 	}
 }
 

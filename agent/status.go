@@ -35,6 +35,10 @@ type Status struct {
 	Pods      []PodStatus    `json:"pods"`
 	Peers     []PeerStatus   `json:"peers"`
 
+	// Services is how many ports of Services are served, WithoutEndpoints those that nobody serves.
+	Services         int      `json:"services"`
+	WithoutEndpoints []string `json:"servicesWithoutEndpoints"`
+
 	Flows int     `json:"flows"`
 	Last  Applied `json:"lastApplied"`
 }
@@ -81,6 +85,9 @@ func (a *Agent) status() Status {
 		if w == nil {
 			return
 		}
+		if w.Services != nil {
+			s.Services, s.WithoutEndpoints = len(w.Services.Ports), useless(w.Services)
+		}
 		for _, o := range d.Owners() {
 			for _, p := range w.Pods[o] {
 				s.Pods = append(s.Pods, PodStatus{
@@ -124,6 +131,9 @@ func (a *Agent) liveFlows(ctx context.Context, owner string) ([]LiveFlow, error)
 				x.Sentence = err.Error()
 			}
 			said := flows.Flow{Table: flows.Table(f.Table), Match: flows.ParseMatch(f.Text), Actions: actions}
+			if said.Learned(f.Cookie) {
+				x.Owner = "learned"
+			}
 			if wanted, ok := d.Flow(f.Cookie); ok {
 				x.Owner, x.Drop = wanted.Owner, wanted.Drop
 				said.Drop = wanted.Drop
@@ -131,7 +141,7 @@ func (a *Agent) liveFlows(ctx context.Context, owner string) ([]LiveFlow, error)
 			if err == nil {
 				x.Sentence = names.Explain(said)
 			}
-			if owner == "" || string(x.Owner) == owner || strings.HasPrefix(string(x.Owner), owner+"/") {
+			if owner == "" || string(x.Owner) == owner || strings.HasPrefix(string(x.Owner), owner+"/") || strings.HasPrefix(string(x.Owner), owner+":") {
 				out = append(out, x)
 			}
 		}

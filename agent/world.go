@@ -87,6 +87,7 @@ func (a *Agent) world() (*flows.World, error) {
 		HostAnswersND: a.plumbing.datapath() == "system",
 		Peers:         n.peers,
 		Pods:          a.pods.Attachments(),
+		Services:      a.services.now(),
 	}, nil
 }
 

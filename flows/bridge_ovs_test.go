@@ -81,6 +81,27 @@ func (b *bridge) installed() []ovs.Installed {
 	return out
 }
 
+func (b *bridge) installedGroups() []flows.LiveGroup {
+	b.t.Helper()
+	text, err := b.sw.Groups(b.ctx)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	out, err := flows.ParseGroups(text)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return out
+}
+
+// diff is what the bridge lacks or has too many.
+func (b *bridge) diff(d *flows.Desired) flows.Delta {
+	b.t.Helper()
+	delta := d.Diff(live(b.installed()))
+	d.DiffGroups(b.installedGroups(), &delta)
+	return delta
+}
+
 func live(installed []ovs.Installed) []flows.Live {
 	var out []flows.Live
 	for _, f := range installed {
@@ -91,7 +112,7 @@ func live(installed []ovs.Installed) []flows.Live {
 
 func (b *bridge) become(d *flows.Desired) flows.Delta {
 	b.t.Helper()
-	delta := d.Diff(live(b.installed()))
+	delta := b.diff(d)
 	b.apply(delta)
 	return delta
 }
@@ -104,13 +125,21 @@ func TestASwitchHoldsExactlyWhatWasCompiledAndExplainsItTheSame(t *testing.T) {
 	for i, s := range cases {
 		wanted[i] = desired(t, s.world)
 	}
-	now := live(b.installed())
+	now, groups := live(b.installed()), b.installedGroups()
 	become := func(i int, before string) {
 		t.Helper()
-		b.apply(wanted[i].Diff(now))
+		delta := wanted[i].Diff(now)
+		wanted[i].DiffGroups(groups, &delta)
+		b.apply(delta)
 		now = live(b.installed())
-		if again := wanted[i].Diff(now); !again.Empty() {
-			t.Fatalf("%s after %s is not in step: %d to add, %d to delete", cases[i].name, before, len(again.Add), len(again.Delete))
+		if len(delta.AddGroups)+len(delta.DeleteGroups) > 0 {
+			groups = b.installedGroups()
+		}
+		again := wanted[i].Diff(now)
+		wanted[i].DiffGroups(groups, &again)
+		if !again.Empty() {
+			t.Fatalf("%s after %s is not in step: %d flows to add, %d to delete, %d groups to add, %d to delete: %v %v", cases[i].name, before,
+				len(again.Add), len(again.Delete), len(again.AddGroups), len(again.DeleteGroups), again.Add, again.AddGroups)
 		}
 	}
 	for i, s := range cases {
@@ -165,9 +194,9 @@ func sorted(m flows.Match) []string {
 // TestForeignFlowsAreRemovedAndMissingOnesRestored lets somebody else work on the bridge.
 func TestForeignFlowsAreRemovedAndMissingOnesRestored(t *testing.T) {
 	b := startBridge(t)
-	d := desired(t, readScenario(t, "testdata/three-dual.txtar").world)
+	d := desired(t, readScenario(t, "testdata/services-dual.txtar").world)
 	b.become(d)
-	first := d.Flows()[0]
+	first, group := d.Flows()[0], d.Groups()[0]
 	for _, meddling := range []struct{ what, bundle string }{
 		{"a foreign flow", "flow add cookie=0xdead,table=7,priority=3,ip actions=drop"},
 		{"a flow without a cookie", "flow add table=0,priority=65000 actions=NORMAL"},
@@ -177,6 +206,10 @@ func TestForeignFlowsAreRemovedAndMissingOnesRestored(t *testing.T) {
 		{"one of ours stands at another table", fmt.Sprintf("flow delete cookie=%#[1]x/-1\nflow add cookie=%#[1]x,table=3,priority=100,in_port=1 actions=drop", first.Cookie)},
 		{"one of ours does something else", strings.Replace("flow add "+first.String(), "actions="+first.Actions.String(), "actions=output:7", 1)},
 		{"all are gone", "flow delete cookie=0/0"},
+		{"a foreign group", "group add_or_mod group_id=9,type=select,bucket=weight:1,actions=output:7"},
+		{"a group of ours leads elsewhere", fmt.Sprintf("group add_or_mod group_id=%d,type=select,selection_method=dp_hash,bucket=weight:1,actions=output:7", group.ID)},
+		{"a group of ours is gone, and its flows with it", fmt.Sprintf("group delete group_id=%d", group.ID)},
+		{"all groups are gone", "group delete group_id=4294967292"}, // OFPG_ALL
 	} {
 		if err := b.sw.Apply(b.ctx, meddling.bundle); err != nil {
 			t.Fatalf("%s: %v", meddling.what, err)
@@ -184,7 +217,7 @@ func TestForeignFlowsAreRemovedAndMissingOnesRestored(t *testing.T) {
 		if b.become(d).Empty() {
 			t.Errorf("%s was not noticed", meddling.what)
 		}
-		if again := d.Diff(live(b.installed())); !again.Empty() {
+		if again := b.diff(d); !again.Empty() {
 			t.Errorf("%s was not repaired: %d to add, %d to delete", meddling.what, len(again.Add), len(again.Delete))
 		}
 	}

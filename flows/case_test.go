@@ -25,7 +25,8 @@ import (
 // scenario is one case of testdata: Kubernetes Nodes, the pods of one of them, and settings.
 //
 //	-- nodes.yaml --   manifests, as kubectl prints them
-//	-- settings --     node NAME | tunnel TYPE PORT | vni N | local ADDRESS | mtu BYTES | cluster CIDR... | datapath system
+//	-- services.yaml --  Services and EndpointSlices; without it, another proxy cares for them
+//	-- settings --     node NAME | tunnel TYPE PORT | vni N | local ADDRESS | mtu BYTES | cluster CIDR... | services CIDR... | datapath system
 //	-- pods --         one line each: OFPORT NAMESPACE/NAME IFNAME MAC ADDRESS,... MTU
 //	-- want --         what comes out; written by -update
 type scenario struct {
@@ -61,8 +62,12 @@ func readScenario(t testing.TB, path string) scenario {
 	for _, f := range a.Files {
 		files[f.Name] = string(f.Data)
 	}
-	name := readSettings(t, files["settings"], s.world)
-	admitted, refused := flows.Admit(readNodes(t, files["nodes.yaml"]))
+	name, serviceCIDRs := readSettings(t, files["settings"], s.world)
+	objects := readManifests(t, files["nodes.yaml"]+"\n---\n"+files["services.yaml"])
+	admitted, refused := flows.Admit(objects.Nodes())
+	if files["services.yaml"] != "" {
+		s.world.Services = source.NewJoiner(serviceCIDRs).Join(objects.Services())
+	}
 	self, ok := admitted[name]
 	if !ok {
 		t.Fatalf("%s: no Node %q", path, name)
@@ -73,8 +78,8 @@ func readScenario(t testing.TB, path string) scenario {
 	return s
 }
 
-// readNodes decodes manifests as the agent does.
-func readNodes(t testing.TB, manifests string) []flows.Node {
+// readManifests decodes manifests as the agent does.
+func readManifests(t testing.TB, manifests string) *source.Manifests {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "nodes.yaml"), []byte(manifests), 0o644); err != nil {
@@ -109,11 +114,11 @@ func readNodes(t testing.TB, manifests string) []flows.Node {
 		t.Logf("manifests: %v", p)
 	}
 	cancel()
-	return m.Nodes()
+	return m
 }
 
 // readSettings fills the World with what is no object of Kubernetes and returns this node's name.
-func readSettings(t testing.TB, text string, w *flows.World) (node string) {
+func readSettings(t testing.TB, text string, w *flows.World) (node string, services []netip.Prefix) {
 	t.Helper()
 	w.Tunnel = flows.Tunnel{Type: flows.Geneve, Port: 6081, VNI: 7}
 	w.MTU = 1450
@@ -135,6 +140,10 @@ func readSettings(t testing.TB, text string, w *flows.World) (node string) {
 			w.Tunnel.Local, err = netip.ParseAddr(words[1])
 		case "mtu":
 			w.MTU = int(number(t, words[1]))
+		case "services":
+			for _, c := range words[1:] {
+				services = append(services, netip.MustParsePrefix(c))
+			}
 		case "cluster":
 			for _, c := range words[1:] {
 				w.ClusterCIDRs = append(w.ClusterCIDRs, netip.MustParsePrefix(c))
@@ -148,7 +157,7 @@ func readSettings(t testing.TB, text string, w *flows.World) (node string) {
 			t.Fatal(err)
 		}
 	}
-	return node
+	return node, services
 }
 
 func readPods(t testing.TB, text string) map[flows.Owner][]flows.Attachment {

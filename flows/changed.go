@@ -2,6 +2,7 @@ package flows
 
 import (
 	"bytes"
+	"net/netip"
 	"slices"
 )
 
@@ -18,16 +19,20 @@ func Changed(old, now *World) []Owner {
 		return slices.Compact(all)
 	}
 	var out []Owner
+	nodes := map[netip.Addr]bool{}
 	for name, n := range now.Peers {
 		if was, ok := old.Peers[name]; !ok || !was.Equal(n) {
 			out = append(out, NodeOwner(name))
+			addTo(nodes, n.Addresses, was.Addresses)
 		}
 	}
-	for name := range old.Peers {
+	for name, was := range old.Peers {
 		if _, ok := now.Peers[name]; !ok {
 			out = append(out, NodeOwner(name))
+			addTo(nodes, was.Addresses)
 		}
 	}
+	out = append(out, changedServices(old.Services, now.Services, nodes)...)
 	for o, list := range now.Pods {
 		if !slices.EqualFunc(old.Pods[o], list, Attachment.Equal) {
 			out = append(out, o)
@@ -39,18 +44,65 @@ func Changed(old, now *World) []Owner {
 		}
 	}
 	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func addTo(set map[netip.Addr]bool, lists ...[]netip.Addr) {
+	for _, list := range lists {
+		for _, a := range list {
+			set[a] = true
+		}
+	}
+}
+
+// changedServices lists the owners of Services whose flows may differ, given the addresses of nodes that came
+// or went.
+func changedServices(old, now *Services, nodes map[netip.Addr]bool) (out []Owner) {
+	if now == nil {
+		return nil // so was old: sameBase
+	}
+	for a := range nodes {
+		if now.Addresses[a] {
+			out = append(out, addressOwner(a))
+		}
+	}
+	if old == now {
+		return out
+	}
+	for o, p := range now.Ports {
+		if !p.Equal(old.Ports[o]) {
+			out = append(out, o)
+		}
+	}
+	for o := range old.Ports {
+		if now.Ports[o] == nil {
+			out = append(out, o)
+		}
+	}
+	differ := func(a, b map[netip.Addr]bool, owner func(netip.Addr) Owner) {
+		for x := range a {
+			if !b[x] {
+				out = append(out, owner(x))
+			}
+		}
+	}
+	differ(now.Addresses, old.Addresses, addressOwner)
+	differ(old.Addresses, now.Addresses, addressOwner)
+	differ(now.Endpoints, old.Endpoints, endpointOwner)
+	differ(old.Endpoints, now.Endpoints, endpointOwner)
 	return out
 }
 
 // sameBase is true when nothing differs that flows of all owners depend on.
 func (w *World) sameBase(o *World) bool {
 	return w.Node.Equal(o.Node) && w.Tunnel == o.Tunnel && w.MTU == o.MTU && w.HostAnswersND == o.HostAnswersND &&
-		slices.Equal(w.ClusterCIDRs, o.ClusterCIDRs)
+		slices.Equal(w.ClusterCIDRs, o.ClusterCIDRs) && (w.Services == nil) == (o.Services == nil) &&
+		(w.Services == nil || slices.Equal(w.Services.CIDRs, o.Services.CIDRs))
 }
 
 // Equal is true when both are the same node with the same ranges and addresses.
 func (n Node) Equal(o Node) bool {
-	return n.Name == o.Name && n.UID == o.UID && n.Created.Equal(o.Created) &&
+	return n.Name == o.Name && n.UID == o.UID && n.Zone == o.Zone && n.Created.Equal(o.Created) &&
 		slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Addresses, o.Addresses)
 }
 

@@ -2,6 +2,7 @@ package flows
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 )
 
@@ -13,6 +14,12 @@ type builder struct {
 
 func (b *builder) add(t Table, priority uint16, m Match, actions ...Action) {
 	b.flows = append(b.flows, Flow{Table: t, Priority: priority, Match: m, Actions: actions, Owner: b.owner}.named())
+}
+
+// through adds a flow whose group action leads to g.
+func (b *builder) through(t Table, priority uint16, m Match, g *Group, actions ...Action) {
+	actions = append(actions, Action{"group", fmt.Sprint(g.ID)})
+	b.flows = append(b.flows, Flow{Table: t, Priority: priority, Match: m, Actions: actions, Owner: b.owner, Group: g}.named())
 }
 
 func (b *builder) drop(t Table, priority uint16, m Match, why Reason) {
@@ -27,6 +34,17 @@ func (w *World) Owners() []Owner {
 	}
 	for o := range w.Pods {
 		out = append(out, o)
+	}
+	if s := w.Services; s != nil {
+		for o := range s.Ports {
+			out = append(out, o)
+		}
+		for a := range s.Addresses {
+			out = append(out, addressOwner(a))
+		}
+		for a := range s.Endpoints {
+			out = append(out, endpointOwner(a))
+		}
 	}
 	return out
 }
@@ -53,6 +71,21 @@ func Compile(w *World, o Owner) ([]Flow, error) {
 			out = append(out, podFlows(w, a)...)
 		}
 		return out, nil
+	case "service":
+		if w.Services == nil || w.Services.Ports[o] == nil {
+			return nil, nil
+		}
+		return servicePortFlows(w, w.Services.Ports[o]), nil
+	case "service-address":
+		if a, err := netip.ParseAddr(name); err == nil && w.Services != nil && w.Services.Addresses[a] {
+			return serviceAddressFlows(w, a), nil
+		}
+		return nil, nil
+	case "endpoint-address":
+		if a, err := netip.ParseAddr(name); err == nil && w.Services != nil && w.Services.Endpoints[a] {
+			return endpointAddressFlows(a), nil
+		}
+		return nil, nil
 	}
 	return nil, fmt.Errorf("owner %q: unknown kind %q", o, kind)
 }

@@ -15,11 +15,12 @@ type Desired struct {
 	claims  map[Key][]Flow  // who wants this key, smallest owner first: it wins
 	cookies map[uint64]Flow // the winners
 	dialect map[uint64]Live // how this switch prints a flow, where that is not how we write it
+	groups  groupTable
 }
 
 // NewDesired returns an empty set.
 func NewDesired() *Desired {
-	return &Desired{owners: map[Owner][]Flow{}, claims: map[Key][]Flow{}, cookies: map[uint64]Flow{}, dialect: map[uint64]Live{}}
+	return &Desired{owners: map[Owner][]Flow{}, claims: map[Key][]Flow{}, cookies: map[uint64]Flow{}, dialect: map[uint64]Live{}, groups: newGroupTable()}
 }
 
 // Replace makes wanted[owner] the whole of what each of these owners wants, and returns what that changes
@@ -100,10 +101,12 @@ func (d *Desired) Conflicts() []string {
 
 // settle brings the cookies of the touched keys up to date and tells what that changes.
 func (d *Desired) settle(before map[Key]Flow) Delta {
+	touched := map[GroupID]*Group{}
 	for _, old := range before {
 		if old.Owner != "" {
 			delete(d.cookies, old.Cookie)
 			delete(d.dialect, old.Cookie)
+			d.groups.release(old.Group, touched)
 		}
 	}
 	var out Delta
@@ -121,10 +124,12 @@ func (d *Desired) settle(before map[Key]Flow) Delta {
 			now.Cookie++ // 32 bits collide once an owner has tens of thousands of flows
 		}
 		d.cookies[now.Cookie] = *now
+		d.groups.hold(now.Group, touched)
 		if now.Cookie != old.Cookie {
 			out.Add = append(out.Add, *now)
 		}
 	}
+	out.AddGroups, out.DeleteGroups = d.groups.changes(touched)
 	out.sort()
 	return out
 }
@@ -189,8 +194,10 @@ func sameFields(a, b Match) bool {
 }
 
 // Diff compares what is wanted with what is there. A flow counts as there when its cookie stands once and
-// the flow Is what was wanted; everything else is deleted by its full cookie.
+// the flow Is what was wanted; everything else is deleted by its full cookie. What packets have learned
+// (table sticky) is left alone.
 func (d *Desired) Diff(live []Live) Delta {
+	live = slices.DeleteFunc(slices.Clone(live), func(l Live) bool { return Flow{Table: l.Table}.Learned(l.Cookie) })
 	seen := map[uint64]int{}
 	for _, l := range live {
 		seen[l.Cookie]++
@@ -233,10 +240,15 @@ func (d *Desired) Learn(live []Live) int {
 type Delta struct {
 	Add    []Flow
 	Delete []uint64 // full cookies
+	// AddGroups are new or changed, those that others lead to first.
+	AddGroups    []*Group
+	DeleteGroups []GroupID
 }
 
 // Empty is true when nothing has to happen.
-func (d Delta) Empty() bool { return len(d.Add) == 0 && len(d.Delete) == 0 }
+func (d Delta) Empty() bool {
+	return len(d.Add)+len(d.Delete)+len(d.AddGroups)+len(d.DeleteGroups) == 0
+}
 
 func (d *Delta) sort() {
 	slices.SortFunc(d.Add, func(a, b Flow) int { return a.Key().compare(b.Key()) })
@@ -245,13 +257,16 @@ func (d *Delta) sort() {
 
 // Bundle is the text of the delta for `ovs-ofctl bundle`: one atomic transaction. Additions stand
 // before deletions, so that no packet finds a gap. A cookie that is both deleted and wanted (it stood at
-// the wrong place) is deleted first.
+// the wrong place) is deleted first. Groups come before the flows that lead to them, and go after.
 func (d Delta) Bundle() string {
 	wanted := map[uint64]bool{}
 	for _, f := range d.Add {
 		wanted[f.Cookie] = true
 	}
 	var first, adds, last strings.Builder
+	for _, g := range d.AddGroups {
+		fmt.Fprintf(&adds, "group add_or_mod %s\n", g.command())
+	}
 	for _, c := range d.Delete {
 		at := &last
 		if wanted[c] {
@@ -261,6 +276,9 @@ func (d Delta) Bundle() string {
 	}
 	for _, f := range d.Add {
 		fmt.Fprintf(&adds, "flow add %s\n", f)
+	}
+	for _, id := range d.DeleteGroups {
+		fmt.Fprintf(&last, "group delete group_id=%d\n", id)
 	}
 	return first.String() + adds.String() + last.String()
 }

@@ -2,6 +2,7 @@ package flows
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,6 +51,10 @@ func (n *Names) ExplainMatch(m Match) string {
 			words = append(words, "to port "+f.Value)
 		case "reg0":
 			words = append(words, registerWords(f.Value))
+		case "ct_state", "ct_mark", "reg3", "reg4", "reg8", "reg9", "reg10", "reg11":
+			if w := n.serviceMatchWords(m, f); w != "" {
+				words = append(words, w)
+			}
 		default:
 			words = append(words, "with "+f.String())
 		}
@@ -67,8 +72,8 @@ func (n *Names) ExplainMatch(m Match) string {
 // its own; a flow that is read back has the same sentence.
 func inReadingOrder(m Match) Match {
 	order := []string{
-		"in_port", "reg0", "tun_src", "tun_ipv6_src", "tun_id", "dl_src", "eth_src", "arp_op", "arp_sha", "arp_spa", "arp_tpa",
-		"nw_src", "ipv6_src", "nw_dst", "ipv6_dst", "icmp_type", "icmpv6_type", "udp_dst", "tp_dst", "nw_ttl",
+		"in_port", "reg0", "ct_state", "ct_mark", "tun_src", "tun_ipv6_src", "tun_id", "dl_src", "eth_src", "arp_op", "arp_sha", "arp_spa", "arp_tpa",
+		"nw_src", "ipv6_src", "nw_dst", "ipv6_dst", "icmp_type", "icmpv6_type", "udp_dst", "tp_dst", "nw_ttl", "reg3", "reg8", "reg4",
 	}
 	rank := func(f Field) int {
 		if i := slices.Index(order, f.Name); i >= 0 {
@@ -119,6 +124,8 @@ func (n *Names) actionWords(t Table, a Action) string {
 	case "set_field":
 		value, field, _ := strings.Cut(a.Arg, "->")
 		return n.setWords(t, value, field)
+	case "ct", "group", "resubmit", "learn":
+		return n.serviceActionWords(a)
 	}
 	return a.String()
 }
@@ -129,6 +136,7 @@ func (n *Names) setWords(t Table, value, field string) string {
 		return map[string]string{
 			fromPod: "mark as sent by a pod", fromTunnel: "mark as sent by a node", fromGateway: "mark as sent by the host",
 			toPod: "", toTunnel: "", toGateway: "", // reg1 says it
+			serviceBits: "mark as for a Service", returnBits: "mark as awaited by the host", hairpinBits: "mark to go back by the port it came from",
 		}[value]
 	case "reg1":
 		if decimal(value) == fmt.Sprint(TunnelPort) {
@@ -147,7 +155,12 @@ func (n *Names) setWords(t Table, value, field string) string {
 		return "turn into an advertisement"
 	case "nd_tll":
 		return "say that the address is at " + value
-	case "eth_src", "arp_sha", "icmpv6_code", "nd_options_type", "nd_reserved":
+	case "eth_src":
+		if value == net.HardwareAddr(RejectMAC()).String() {
+			return "mark for the host to reject"
+		}
+		return ""
+	case "arp_sha", "icmpv6_code", "nd_options_type", "nd_reserved":
 		return "" // part of the rewriting that the other words tell
 	}
 	return "set " + field + " to " + value
@@ -214,6 +227,26 @@ func registerWords(value string) string {
 		return "that this bridge routes by itself"
 	case isTooBig:
 		return "larger than the MTU"
+	case noService:
+		return "for no Service"
+	case toTunnelOnly:
+		return "for another node"
+	case servedPod:
+		return "of a pod for a Service"
+	case servedHost:
+		return "of the host for a Service"
+	case servedHostAway:
+		return "of the host for a Service endpoint on another node"
+	case servedHostLoop:
+		return "of the host for a Service endpoint on the host"
+	case returnLoop:
+		return "of the host that answer the host"
+	case hairpinBits:
+		return "that go back by the port they came from"
+	case stickyBits:
+		return "of a client that had an endpoint before"
+	case stickyFromPod:
+		return "of a pod that had an endpoint before"
 	}
 	return "with reg0=" + value
 }

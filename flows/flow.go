@@ -19,6 +19,8 @@ type Flow struct {
 	Owner Owner
 	// Drop is the reason, one stable word for counters, of a flow that drops. Empty for all others.
 	Drop Reason
+	// Group is what the flow's group action leads to; nil for a flow without one.
+	Group *Group
 	// Cookie is the flow's name on the switch; Compile fills it.
 	Cookie uint64
 }
@@ -63,6 +65,9 @@ func prefixComma(s string) string {
 	}
 	return "," + s
 }
+
+// Learned is true for a flow, with this cookie on the switch, that a packet left there: which endpoint a client had.
+func (f Flow) Learned(cookie uint64) bool { return f.Table == Sticky && cookie == stickyCookie }
 
 // named returns the flow with the cookie that follows from its owner and its text.
 func (f Flow) named() Flow {

@@ -56,6 +56,12 @@ func describe(s scenario) string {
 		fmt.Fprintf(&b, "conflict: %v\n", err)
 	}
 	names := flows.NamesOf(s.world)
+	for _, g := range d.Groups() {
+		fmt.Fprintf(&b, "%s\n  %s\n", g, g.Owner)
+		for _, sentence := range names.ExplainGroup(g) {
+			fmt.Fprintf(&b, "  %s\n", sentence)
+		}
+	}
 	for _, f := range d.Flows() {
 		drop := ""
 		if f.Drop != "" {

@@ -32,7 +32,7 @@ func peerFlows(w *World, peer Node) ([]Flow, error) {
 	vni := fmt.Sprintf("%#x", w.Tunnel.VNI)
 	p.add(Classify, 100,
 		match(field("tun_id", vni), field(tunSrc, remote.String()), inPort(TunnelPort)),
-		set(fromTunnel, "reg0"), gotoTable(Route))
+		set(fromTunnel, "reg0"), gotoTable(w.afterGuard()))
 
 	send := Actions{
 		setMAC(RouterMAC(), "eth_src"), setMAC(RouterMAC(), "eth_dst"),
@@ -40,10 +40,13 @@ func peerFlows(w *World, peer Node) ([]Flow, error) {
 		set(toTunnel, "reg0"), set(fmt.Sprintf("%#x", TunnelPort), "reg1"),
 	}
 	for _, c := range peer.PodCIDRs {
-		p.add(Route, prioPeer, ipDst(c), append(slices.Clone(send), gotoTable(Output))...)
+		p.add(Route, prioPeer, ipDst(c), append(slices.Clone(send), gotoTable(w.afterRoute()))...)
 	}
 	for _, a := range peer.Addresses {
 		p.add(Route, prioAddress, ipDst(host(a)), append(slices.Clone(send), gotoTable(ToNode))...)
+	}
+	if w.Services != nil {
+		p.hidePeer(w, peer)
 	}
 	return p.flows, nil
 }

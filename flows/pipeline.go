@@ -43,18 +43,30 @@ import (
 type Table uint8
 
 const (
-	Classify  Table = 0
-	Guard     Table = 10
-	Route     Table = 60
-	ToNode    Table = 65
-	Neighbour Table = 80
-	Advertise Table = 85
-	Output    Table = 90
+	Classify   Table = 0
+	Guard      Table = 10
+	Return     Table = 20
+	Returned   Table = 25
+	Conntrack  Table = 30
+	Direct     Table = 35
+	Service    Table = 40
+	Sticky     Table = 42
+	Pick       Table = 44
+	AtEndpoint Table = 45
+	Route      Table = 60
+	ToNode     Table = 65
+	Hide       Table = 75
+	Reply      Table = 76
+	Neighbour  Table = 80
+	Advertise  Table = 85
+	Output     Table = 90
 )
 
 // Tables are the names of the tables in use, as they are written to OVSDB (Bridge.flow_tables), in
 // pipeline order.
-func Tables() []Table { return []Table{Classify, Guard, Route, ToNode, Neighbour, Advertise, Output} }
+func Tables() []Table {
+	return []Table{Classify, Guard, Return, Returned, Conntrack, Direct, Service, Sticky, Pick, AtEndpoint, Route, ToNode, Hide, Reply, Neighbour, Advertise, Output}
+}
 
 // Prefixes are the fields that OVS shall look up by prefix (Flow_Table.prefixes): destinations of both
 // families. By default OVS 3.1 does so for IPv4 alone, and each IPv6 destination outside would have a
@@ -67,10 +79,30 @@ func (t Table) String() string {
 		return "classify"
 	case Guard:
 		return "guard"
+	case Return:
+		return "return"
+	case Returned:
+		return "returned"
+	case Conntrack:
+		return "conntrack"
+	case Direct:
+		return "direct"
+	case Service:
+		return "service"
+	case Sticky:
+		return "sticky"
+	case Pick:
+		return "pick"
+	case AtEndpoint:
+		return "endpoint"
 	case Route:
 		return "route"
 	case ToNode:
 		return "node"
+	case Hide:
+		return "masquerade"
+	case Reply:
+		return "reply"
 	case Neighbour:
 		return "neighbour"
 	case Advertise:
@@ -135,6 +167,9 @@ const (
 	DropTransit      Reason = "transit"
 	DropGatewayLoop  Reason = "gateway-loop"
 	DropNoOutput     Reason = "no-output"
+	DropInvalid      Reason = "invalid"
+	DropNoEndpoint   Reason = "no-local-endpoint"
+	DropSourceRange  Reason = "source-range"
 )
 
 // Sentence says in words why a packet was dropped for this reason.
@@ -174,6 +209,12 @@ func (r Reason) Sentence() string {
 		return "it came from the host and would go back to it"
 	case DropNoOutput:
 		return "no table said where to send it"
+	case DropInvalid:
+		return "it belongs to no connection and begins none"
+	case DropNoEndpoint:
+		return "the traffic policy is Local, and of the endpoints that are there none is on this node"
+	case DropSourceRange:
+		return "the client is in none of the loadBalancerSourceRanges"
 	}
 	return string(r)
 }
@@ -184,8 +225,8 @@ func pipelineFlows(w *World) []Flow {
 	gw, tun := inPort(GatewayPort), inPort(TunnelPort)
 
 	p.add(Classify, 100, match(gw, arp()), set(fromGateway, "reg0"), gotoTable(Neighbour))
-	p.add(Classify, 90, match(gw, ipv4()), set(fromGateway, "reg0"), gotoTable(Route))
-	p.add(Classify, 90, match(gw, ipv6()), set(fromGateway, "reg0"), gotoTable(Route))
+	p.add(Classify, 90, match(gw, ipv4()), set(fromGateway, "reg0"), gotoTable(w.afterGuard()))
+	p.add(Classify, 90, match(gw, ipv6()), set(fromGateway, "reg0"), gotoTable(w.afterGuard()))
 	p.drop(Classify, 10, gw, DropNotIP)
 	p.drop(Classify, 10, tun, DropUnknownPeer)
 	p.drop(Classify, 0, nil, DropUnknownPort)
@@ -199,6 +240,9 @@ func pipelineFlows(w *World) []Flow {
 	p.nodeFlows(w)
 	p.neighbourFlows(w)
 	p.outputFlows()
+	if w.Services != nil {
+		p.serviceFlows(w)
+	}
 	return p.flows
 }
 
@@ -220,7 +264,7 @@ func (p *builder) routeFlows(w *World) {
 		p.drop(Route, prioCluster, ipDst(c), DropNoNode)
 	}
 	for _, f := range []Match{ipv4(), ipv6()} {
-		p.add(Route, prioOutside, match(f, field("reg0", isFromPod)), append(toHost(), gotoTable(Output))...)
+		p.add(Route, prioOutside, match(f, field("reg0", isFromPod)), append(toHost(), gotoTable(w.afterRoute()))...)
 		p.drop(Route, prioOutside, match(f, field("reg0", isNotFromPod)), DropNoRoute)
 	}
 	p.drop(Route, 0, nil, DropNotIP) // from a peer: all others were sorted out before
@@ -235,6 +279,9 @@ func selfFlows(w *World) []Flow {
 	}
 	for _, c := range w.Node.PodCIDRs {
 		p.drop(Route, prioOwnCIDR, ipDst(c), DropNoPod)
+	}
+	if w.Services != nil {
+		p.masqueradeFlows(w)
 	}
 	return p.flows
 }
@@ -275,7 +322,7 @@ func (p *builder) nodeFlows(w *World) {
 	port := field("tp_dst", fmt.Sprint(w.Tunnel.Port))
 	p.drop(ToNode, 90, match(field("udp", ""), pod, port), DropInjection)
 	p.drop(ToNode, 90, match(field("udp6", ""), pod, port), DropInjection)
-	p.add(ToNode, 0, nil, gotoTable(Output))
+	p.add(ToNode, 0, nil, gotoTable(w.afterRoute()))
 }
 
 func (p *builder) neighbourFlows(w *World) {

@@ -21,7 +21,7 @@ func podFlows(w *World, a Attachment) []Flow {
 	if a.MTU > w.MTU {
 		next = append(next, checkLarger(w.MTU+ethernetHeader, "NXM_NX_REG0[8]"))
 	}
-	next = append(next, gotoTable(Route))
+	next = append(next, gotoTable(w.afterGuard()))
 	for _, addr := range a.Addresses {
 		p.add(Guard, 100, match(own, ipSrc(host(addr))), slices.Clone(next)...)
 		if addr.Is4() {
@@ -31,7 +31,10 @@ func podFlows(w *World, a Attachment) []Flow {
 		}
 		p.add(Route, prioAddress, ipDst(host(addr)),
 			setMAC(RouterMAC(), "eth_src"), setMAC(a.MAC, "eth_dst"),
-			set(toPod, "reg0"), set(fmt.Sprintf("%#x", a.OFPort), "reg1"), gotoTable(Output))
+			set(toPod, "reg0"), set(fmt.Sprintf("%#x", a.OFPort), "reg1"), gotoTable(w.afterRoute()))
+		if hide := w.Node.masquerade(addr.Is4()); w.Services != nil && hide.IsValid() {
+			p.hairpin(addr, hide)
+		}
 	}
 	if slices.ContainsFunc(a.Addresses, netip.Addr.Is6) {
 		// A solicitation may come from the interface's link-local address (RFC 4861 §7.2.2). The lower

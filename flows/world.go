@@ -24,6 +24,8 @@ type World struct {
 	HostAnswersND bool
 	// Peers are the other nodes by name, as Admit left them: no two overlap.
 	Peers map[string]Node
+	// Services are nil where another proxy cares for them.
+	Services *Services
 	// Pods are the attachments of this node by owner. One owner has several entries while an old
 	// sandbox of the same pod still waits for its DEL.
 	Pods map[Owner][]Attachment
@@ -38,6 +40,8 @@ type Node struct {
 	Created time.Time
 	// PodCIDRs are spec.podCIDRs, at most one of each family.
 	PodCIDRs []netip.Prefix
+	// Zone is the label topology.kubernetes.io/zone, empty for none.
+	Zone string
 	// Addresses are the InternalIPs of status.addresses, of both families, in the order of the object.
 	Addresses []netip.Addr
 }

@@ -35,6 +35,8 @@ type NFTables struct {
 	GatewayLink string
 	// TunnelPort is the UDP port of the tunnel; 0 leaves out all rules about it.
 	TunnelPort uint16
+	// Services are what the host does for them; nil where another proxy cares for them.
+	Services *NFTServices
 }
 
 // nftRule is a rule whose comment ends in a hash of its text: nft shows rules in its own words, so
@@ -61,6 +63,8 @@ func nftChains() []nftChain {
 		{"input", knftables.FilterType, knftables.InputHook, knftables.FilterPriority},
 		{"forward", knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority},
 		{"postrouting", knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority},
+		{"nodeport-prerouting", knftables.NATType, knftables.PreroutingHook, knftables.DNATPriority},
+		{"nodeport-output", knftables.NATType, knftables.OutputHook, knftables.DNATPriority},
 	}
 }
 
@@ -83,6 +87,9 @@ func (n NFTables) rules() (all []nftRule) {
 			f.protocol, cidr.Masked(), n.GatewayLink, f.protocol, f.set, f.protocol, f.multicast),
 			"pods that leave the pod network get an address of the node"})
 	}
+	if n.Services != nil {
+		all = append(all, n.Services.rules(n.GatewayLink)...)
+	}
 	if n.TunnelPort == 0 {
 		return all
 	}
@@ -97,14 +104,14 @@ func (n NFTables) rules() (all []nftRule) {
 }
 
 // sets are the elements of each set, of both families, without overlaps.
-func (n NFTables) sets() map[string][]netip.Prefix {
-	sets := map[string][]netip.Prefix{}
+func (n NFTables) sets() map[string][]string {
+	sets := n.Services.sets()
 	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		sets[nftFamilyOf(a).set] = nil
 	}
 	for _, p := range outermost(n.NoMasquerade) {
 		name := nftFamilyOf(p.Addr()).set
-		sets[name] = append(sets[name], p)
+		sets[name] = append(sets[name], p.String())
 	}
 	return sets
 }
@@ -209,6 +216,9 @@ func (n NFTables) build(tx *knftables.Transaction) {
 		f := nftFamilyOf(a)
 		tx.Add(&knftables.Set{Name: f.set, Type: f.addressType, Flags: []knftables.SetFlag{knftables.IntervalFlag}})
 	}
+	for _, set := range n.Services.declarations() {
+		tx.Add(set)
+	}
 	for set, elements := range n.sets() {
 		addElements(tx, set, elements)
 	}
@@ -220,22 +230,22 @@ func (n NFTables) build(tx *knftables.Transaction) {
 	}
 }
 
-func addElements(tx *knftables.Transaction, set string, elements []netip.Prefix) {
-	for _, p := range elements {
-		tx.Add(&knftables.Element{Set: set, Key: []string{p.String()}})
+func addElements(tx *knftables.Transaction, set string, elements []string) {
+	for _, e := range elements {
+		tx.Add(&knftables.Element{Set: set, Key: strings.Split(e, " . ")})
 	}
 }
 
 // nftDrift is how the table differs from what it must be.
 type nftDrift struct {
-	table    []string                  // sentences that call for a new table
-	elements []string                  // sentences about elements only
-	sets     map[string][]netip.Prefix // the sets that those are about, with what they must hold
+	table    []string            // sentences that call for a new table
+	elements []string            // sentences about elements only
+	sets     map[string][]string // the sets that those are about, with what they must hold
 }
 
 // compare reads the table back. What cannot be read counts as wrong: writing it anew is the repair.
 func (n NFTables) compare(ctx context.Context, nft knftables.Interface) nftDrift {
-	d := nftDrift{sets: map[string][]netip.Prefix{}}
+	d := nftDrift{sets: map[string][]string{}}
 	list, err := nft.ListRules(ctx, "")
 	switch {
 	case knftables.IsNotFound(err):
@@ -288,14 +298,14 @@ func (n NFTables) compareRules(list []*knftables.Rule) (wrong []string) {
 }
 
 // compareElements says what a set lacks and what it has too many, in one sentence; empty when nothing.
-func compareElements(want []netip.Prefix, list []*knftables.Element) string {
+func compareElements(want []string, list []*knftables.Element) string {
 	has := map[string]bool{}
 	for _, e := range list {
 		has[elementText(e)] = true
 	}
 	var lacks []string
-	for _, p := range want {
-		if text := p.String(); has[text] {
+	for _, text := range want {
+		if has[text] {
 			delete(has, text)
 		} else {
 			lacks = append(lacks, text)

@@ -32,7 +32,9 @@ type APIConfig struct {
 	Server string
 	// NodeName is the host that our Events name.
 	NodeName string
-	Log      logrus.FieldLogger
+	// Without are kinds of objects not to follow.
+	Without []string
+	Log     logrus.FieldLogger
 	// OnChange may be nil.
 	OnChange OnChange
 }
@@ -76,7 +78,7 @@ func NewAPI(config APIConfig) (*API, error) {
 	}
 
 	a := &API{store: newStore(config.Log, config.OnChange), client: c}
-	for _, k := range kinds() {
+	for _, k := range kinds(config.Without...) {
 		if err := a.follow(k); err != nil {
 			return nil, fmt.Errorf("watch of %s: %w", k.resource, err)
 		}

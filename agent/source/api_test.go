@@ -130,7 +130,7 @@ func watching(t *testing.T) (*apiServer, *API, *witness) {
 
 func connected(t *testing.T, server *apiServer, w *witness) *API {
 	t.Helper()
-	a, err := NewAPI(APIConfig{Kubeconfig: server.kubeconfig(), NodeName: "a", Log: w.log, OnChange: w.onChange})
+	a, err := NewAPI(APIConfig{Kubeconfig: server.kubeconfig(), NodeName: "a", Without: ServiceKindNames(), Log: w.log, OnChange: w.onChange})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func TestTheServerOfAKubeconfigCanBeOverridden(t *testing.T) {
 	server := newAPIServer(t)
 	other := newAPIServer(t)
 	other.stop()
-	a, err := NewAPI(APIConfig{Kubeconfig: other.kubeconfig(), Server: "http://" + server.address, Log: silent()})
+	a, err := NewAPI(APIConfig{Kubeconfig: other.kubeconfig(), Server: "http://" + server.address, Without: ServiceKindNames(), Log: silent()})
 	if err != nil {
 		t.Fatal(err)
 	}

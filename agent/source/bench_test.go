@@ -20,7 +20,7 @@ func BenchmarkFirstSyncWithTheAPI(b *testing.B) {
 	config := server.kubeconfig()
 	for b.Loop() {
 		w := newWitness(b)
-		a, err := NewAPI(APIConfig{Kubeconfig: config, Log: w.log, OnChange: w.onChange})
+		a, err := NewAPI(APIConfig{Kubeconfig: config, Without: ServiceKindNames(), Log: w.log, OnChange: w.onChange})
 		must(b, err)
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error)

@@ -1,7 +1,11 @@
 package source
 
 import (
+	"errors"
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -27,14 +31,25 @@ type object interface {
 	metav1.Object
 }
 
-// kinds are all that are followed.
-func kinds() []kind {
-	return []kind{
+// kinds are all that can be followed; without are left out.
+func kinds(without ...string) []kind {
+	all := []kind{
 		{corev1.SchemeGroupVersion.WithKind("Node"), "nodes", false, func() object { return &corev1.Node{} }, stripNode, convertNode},
+		{corev1.SchemeGroupVersion.WithKind(kindService), "services", true, func() object { return &corev1.Service{} }, stripService, convertService},
+		{discoveryv1.SchemeGroupVersion.WithKind(kindSlice), "endpointslices", true, func() object { return &discoveryv1.EndpointSlice{} }, stripSlice, convertSlice},
 	}
+	return slices.DeleteFunc(all, func(k kind) bool { return slices.Contains(without, k.Kind) })
 }
+
+const (
+	kindService = "Service"
+	kindSlice   = "EndpointSlice"
+)
+
+// ServiceKindNames are the kinds that a node without Services has no use for.
+func ServiceKindNames() []string { return []string{kindService, kindSlice} }
 
 // addToScheme teaches a scheme the API groups of kinds, and Events.
 func addToScheme(s *runtime.Scheme) error {
-	return corev1.AddToScheme(s)
+	return errors.Join(corev1.AddToScheme(s), discoveryv1.AddToScheme(s))
 }

@@ -34,7 +34,9 @@ const (
 type ManifestsConfig struct {
 	// Dir holds *.yaml, *.yml and *.json files; subdirectories and names that start with a dot are not read.
 	Dir string
-	Log logrus.FieldLogger
+	// Without are kinds of objects not to follow.
+	Without []string
+	Log     logrus.FieldLogger
 	// OnChange may be nil.
 	OnChange OnChange
 }
@@ -77,7 +79,7 @@ func NewManifests(config ManifestsConfig) (*Manifests, error) {
 	}
 	return &Manifests{
 		store: newStore(config.Log, config.OnChange),
-		dir:   dir, kinds: kinds(), files: map[string]*file{},
+		dir:   dir, kinds: kinds(config.Without...), files: map[string]*file{},
 		dead: fmt.Errorf("manifest directory %s is not followed: it has not started yet", dir),
 	}, nil
 }

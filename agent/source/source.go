@@ -108,6 +108,10 @@ type Source interface {
 	Synced() bool
 	// Nodes are all Nodes sorted by name, with what of them is usable. Do not modify their slices.
 	Nodes() []flows.Node
+	// Services are all Services and EndpointSlices, sorted. Do not modify them.
+	Services() ServiceKinds
+	// ServiceVersion is the Version that Services would have now; cheap.
+	ServiceVersion() uint64
 	// Problems are all that there are now, sorted.
 	Problems() []Problem
 	// Alive is nil while every watcher works; else it names what is dead, since when and why.

@@ -19,6 +19,8 @@ type store struct {
 
 	mu      sync.RWMutex
 	entries map[Key]entry
+	// services counts the changes of Services and EndpointSlices.
+	services uint64
 }
 
 // entry is one object, or one file of which there is only something to complain about.
@@ -59,6 +61,12 @@ func newEntry(k kind, o object, where string, extra ...Problem) (Key, entry) {
 func (s *store) set(key Key, e entry) {
 	s.mu.Lock()
 	old := s.entries[key]
+	same := reflect.DeepEqual(old.value, e.value)
+	if same {
+		e.value = old.value // readers compare pointers
+	} else if key.Kind == kindService || key.Kind == kindSlice {
+		s.services++
+	}
 	if e.value == nil && len(e.problems) == 0 {
 		delete(s.entries, key)
 	} else {
@@ -73,7 +81,7 @@ func (s *store) set(key Key, e entry) {
 	for _, p := range healed {
 		s.log.WithField("object", key.String()).Infof("Resolved: %s", p)
 	}
-	if len(appeared) > 0 || len(healed) > 0 || !reflect.DeepEqual(old.value, e.value) {
+	if len(appeared) > 0 || len(healed) > 0 || !same {
 		s.onChange(key)
 	}
 }
@@ -110,6 +118,21 @@ func subtract(a, b []Problem) (rest []Problem) {
 
 // Nodes implements Source.
 func (s *store) Nodes() []flows.Node { return values[flows.Node](s, "Node") }
+
+// Services implements Source.
+func (s *store) Services() ServiceKinds {
+	s.mu.RLock()
+	version := s.services
+	s.mu.RUnlock()
+	return ServiceKinds{version, values[*ServiceObject](s, kindService), values[*SliceObject](s, kindSlice)}
+}
+
+// ServiceVersion is the Version that Services would have now.
+func (s *store) ServiceVersion() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.services
+}
 
 // values are the usable objects of a kind, sorted by namespace and name.
 func values[T any](s *store, kind string) []T {

@@ -14,12 +14,12 @@ import (
 
 func flowsCommand() *cobra.Command {
 	var c client
-	var pod, node, owner string
+	var pod, node, service, owner string
 	var raw, drops bool
 	cmd := &cobra.Command{
 		Use:     "flows",
 		Short:   "The live flow table in words, by the object each flow exists for",
-		Example: "  twill flows --pod default/web-0\n  twill flows --node worker-2 --raw\n  twill flows --drops",
+		Example: "  twill flows --pod default/web-0\n  twill flows --node worker-2 --raw\n  twill flows --service kube-system/kube-dns\n  twill flows --drops",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -27,6 +27,10 @@ func flowsCommand() *cobra.Command {
 				return fmt.Errorf("--pod %q: use NAMESPACE/NAME", pod)
 			case pod != "":
 				owner = "pod/" + pod
+			case service != "" && strings.Count(service, "/") != 1 && !strings.Contains(service, ":"):
+				return fmt.Errorf("--service %q: use NAMESPACE/NAME, or NAMESPACE/NAME:PORT for one of its ports", service)
+			case service != "":
+				owner = "service/" + service
 			case node != "":
 				owner = "node/" + node
 			}
@@ -45,10 +49,11 @@ func flowsCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&pod, "pod", "", "flows of one pod, NAMESPACE/NAME")
 	cmd.Flags().StringVar(&node, "node", "", "flows of one node")
+	cmd.Flags().StringVar(&service, "service", "", "flows of one Service, NAMESPACE/NAME[:PORT]")
 	cmd.Flags().StringVar(&owner, "owner", "", "flows of one owner, as printed")
 	cmd.Flags().BoolVar(&drops, "drops", false, "only flows that drop")
 	cmd.Flags().BoolVar(&raw, "raw", false, "print the line of ovs-ofctl below each flow")
-	cmd.MarkFlagsMutuallyExclusive("pod", "node", "owner")
+	cmd.MarkFlagsMutuallyExclusive("pod", "node", "service", "owner")
 	c.flags(cmd)
 	return cmd
 }

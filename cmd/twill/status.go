@@ -53,6 +53,10 @@ func statusText(out io.Writer, s agent.Status) {
 		line("podCIDR", "%s: %d addresses used, %d resting, %d free", r.CIDR, r.Used, r.Cooling, r.Free)
 	}
 	line("flows", "%d; last change added %d, deleted %d in %.0f ms for %s", s.Flows, s.Last.Added, s.Last.Deleted, s.Last.TookMS, s.Last.Cause)
+	line("services", "%d ports, %d of them without an endpoint", s.Services, len(s.WithoutEndpoints))
+	for _, o := range s.WithoutEndpoints {
+		line("", "%s", o)
+	}
 	line("pods", "%d", len(s.Pods))
 	for _, p := range s.Pods {
 		line("", "%s  %s  port %s (%d)", p.Owner, addresses(p), p.Port, p.OFPort)

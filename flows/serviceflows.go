@@ -1,0 +1,229 @@
+package flows
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Services in prose. Three tables see every packet and match addresses alone:
+//
+//	20 return      To this node's masquerade address: the masquerade is undone (zone masquerade).
+//	30 conntrack   To an address of a Service: on to the Service tables (zone service). To an address that is an
+//	               endpoint, from here: tracked as well, since the same client port may be in use through a Service.
+//	76 reply       From an endpoint to somebody of this node: translation is undone (zone service).
+//
+// What is for a Service goes on:
+//
+//	40 service     Known connections to route. New ones by protocol, address and port to a group; those
+//	               that nobody serves to the host, which rejects them.
+//	42 sticky      Session affinity: what endpoint a client has had. Learned from packets.
+//	44 pick        Session affinity: if that endpoint is still there, to it; else to the group.
+//	45 endpoint    Session affinity: learn, commit, translate.
+//	75 masquerade  The client gets the masquerade address where answers would not come back here: a pod that
+//	               is its own endpoint, and clients of the host whose answers would take another way.
+//
+// Translation happens once, on the node where the packet meets the Service, and is undone there.
+
+// Zones of connection tracking. Each sees one consistent view of a connection.
+const (
+	ZoneService    = 0x7710
+	ZoneMasquerade = 0x7711
+)
+
+// Bits of reg0 for Services.
+const (
+	serviceBits  = "0x1000/0x1000" // the packet has been translated to an endpoint
+	returnBits   = "0x2000/0x2000" // its masquerade has been undone, and the host waits for it
+	stickyBits   = "0x4000/0x4000" // an endpoint was remembered
+	hairpinBits  = "0x8000/0x8000" // it goes back by the port that it came from
+	noService    = "0/0x1000"
+	toTunnelOnly = "0x20/0x20"
+
+	servedPod       = "0x1001/0x1001"
+	servedHost      = "0x1004/0x1004"
+	servedHostLoop  = "0x1044/0x1044"
+	servedHostAway  = "0x1024/0x1024"
+	returnLoop      = "0x2044/0x2044"
+	stickyFromPod   = "0x4001/0x4001"
+	notFromTunnel   = "0/0x2"
+	markHairpin     = "0x1"
+	markHost        = "0x4"
+	stickyCookie    = 0x7374696b7900 // of all that is learned: "stiky"
+	maxStickySecond = 65535          // what hard_timeout can hold
+)
+
+// RejectMAC is the source of what is handed to the host to be rejected.
+func RejectMAC() []byte { return []byte{0x0e, 0x77, 0x00, 0x00, 0x00, 0x03} }
+
+// afterGuard and afterRoute are where packets go on.
+func (w *World) afterGuard() Table {
+	if w.Services == nil {
+		return Route
+	}
+	return Return
+}
+
+func (w *World) afterRoute() Table {
+	if w.Services == nil {
+		return Output
+	}
+	return Hide
+}
+
+// conntrack sends a packet through a zone, where known connections are translated, and goes on at a table.
+func conntrack(zone uint16, next Table) Action {
+	return Action{"ct", fmt.Sprintf("(table=%d,zone=%d,nat)", next, zone)}
+}
+
+// commit tracks a new connection with a translation and a mark, if not empty.
+func commit(zone uint16, next Table, nat, mark string) Action {
+	if mark != "" {
+		mark = ",exec(set_field:" + mark + "->ct_mark)"
+	}
+	return Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d,nat(%s)%s)", next, zone, nat, mark)}
+}
+
+func resubmit(t Table) Action { return Action{"resubmit", fmt.Sprintf("(,%d)", t)} }
+
+// serviceFlows are those that every bridge has.
+func (p *builder) serviceFlows(w *World) {
+	reg0 := func(v string) Match { return field("reg0", v) }
+	state := func(v string) Match { return field("ct_state", v) }
+
+	p.add(Return, 0, nil, gotoTable(Conntrack))
+	host := append(Actions{set(returnBits, "reg0")}, toHost()...)
+	p.add(Returned, 100, field("ct_mark", markHost), append(host, gotoTable(w.afterRoute()))...)
+	p.add(Returned, 100, field("ct_mark", markHairpin), set(hairpinBits, "reg0"), gotoTable(Route))
+	p.add(Returned, 0, nil, gotoTable(Route))
+
+	p.add(Conntrack, 0, nil, gotoTable(Route))
+	for _, c := range w.Services.CIDRs {
+		p.add(Conntrack, 10, ipDst(c), gotoTable(Service))
+	}
+	for _, f := range []Match{ipv4(), ipv6()} {
+		// No address: the connection keeps its own, and gets another port where a Service's has that one.
+		p.add(Direct, 100, match(state("+new+trk"), f), commit(ZoneService, Route, "src", ""))
+	}
+	p.add(Direct, 0, nil, gotoTable(Route))
+
+	p.drop(Service, 300, state("+inv+trk"), DropInvalid)
+	p.add(Service, 290, state("-new+trk"), set(serviceBits, "reg0"), gotoTable(Route))
+	p.reject(Service, 0, nil)
+	p.drop(Pick, 0, nil, DropNoOutput)
+	p.drop(AtEndpoint, 0, nil, DropNoOutput)
+
+	p.add(Hide, 300, reg0(noService), gotoTable(Reply))
+	p.add(Hide, 0, nil, gotoTable(Reply))
+
+	p.add(Reply, 200, reg0(toTunnelOnly), gotoTable(Output))
+	for _, typ := range []int{3, 11, 12} { // unreachable, time exceeded, parameter problem: RFC 792
+		p.add(Reply, 50, Match{{"icmp", ""}, {"icmp_type", fmt.Sprint(typ)}}, conntrack(ZoneService, Output))
+	}
+	for typ := 1; typ <= 4; typ++ { // unreachable, too big, time exceeded, parameter problem: RFC 4443
+		p.add(Reply, 50, icmp6(typ), conntrack(ZoneService, Output))
+	}
+	p.add(Reply, 0, nil, gotoTable(Output))
+
+	p.add(Output, 310, reg0(servedHostLoop), backToSender())
+	p.add(Output, 310, reg0(returnLoop), backToSender())
+	for _, f := range []Match{ipv4(), ipv6()} {
+		p.add(Output, 150, match(f, reg0(hairpinBits)), decTTL(), backToSender())
+	}
+}
+
+// reject hands a packet to the host, which answers at once with a reset or an ICMP error: OpenFlow can make
+// neither. The host knows it by its source MAC.
+func (p *builder) reject(t Table, priority uint16, m Match) {
+	hand := Actions{setMAC(RejectMAC(), "eth_src"), setMAC(GatewayMAC(), "eth_dst")}
+	p.add(t, priority+1, match(field("reg0", isFromGateway), m), append(slices.Clone(hand), backToSender())...)
+	p.add(t, priority, m, append(hand, output(GatewayPort))...)
+}
+
+// masqueradeFlows are what this node's own addresses add.
+func (p *builder) masqueradeFlows(w *World) {
+	reg0 := func(v string) Match { return field("reg0", v) }
+	for _, c := range w.Node.PodCIDRs {
+		hide := Masquerade(c)
+		if !hide.IsValid() {
+			continue
+		}
+		f := family(hide)
+		p.add(Return, 100, ipDst(host(hide)), conntrack(ZoneMasquerade, Returned))
+		p.add(Hide, 140, match(reg0(servedHostLoop), f), hideBehind(hide, markHost))
+		// Answers to the gateway's address come back through the tunnel; those to others of the node's do not.
+		p.add(Hide, 130, match(reg0(servedHostAway), ipSrc(host(Gateway(c)))), gotoTable(Reply))
+		p.add(Hide, 120, match(reg0(servedHostAway), f), hideBehind(hide, markHost))
+		p.hideRange(w, c)
+	}
+	for _, c := range w.ClusterCIDRs {
+		p.hideRange(w, c)
+	}
+	for _, c := range w.Node.PodCIDRs {
+		p.add(Hide, 115, match(reg0(servedHost), ipSrc(host(Gateway(c)))), gotoTable(Reply))
+	}
+}
+
+// hidePeer hides clients of the host that are reached through the tunnel.
+func (p *builder) hidePeer(w *World, peer Node) {
+	for _, a := range peer.Addresses {
+		p.hideRange(w, host(a))
+	}
+	for _, c := range peer.PodCIDRs {
+		p.hideRange(w, c)
+	}
+}
+
+// hideRange hides the clients of a range that come by way of the host: answers would go straight to them, past
+// the host that has to see them.
+func (p *builder) hideRange(w *World, c netip.Prefix) {
+	wider := func(o netip.Prefix) bool { return o.Bits() < c.Bits() && o.Contains(c.Addr()) }
+	if slices.ContainsFunc(w.ClusterCIDRs, wider) {
+		return
+	}
+	if hide := w.Node.masquerade(c.Addr().Is4()); hide.IsValid() {
+		p.add(Hide, 110, match(field("reg0", servedHost), ipSrc(c)), hideBehind(hide, markHost))
+	}
+}
+
+// hairpin lets a pod reach itself through a Service: it would not answer to its own address.
+func (p *builder) hairpin(pod, hide netip.Addr) {
+	both := match(ipSrc(host(pod)), ipDst(host(pod))[1:])
+	p.add(Hide, 200, match(field("reg0", servedPod), both), set(hairpinBits, "reg0"), hideBehind(hide, markHairpin))
+}
+
+func hideBehind(a netip.Addr, mark string) Action {
+	nat := "src=" + a.String()
+	return commit(ZoneMasquerade, Reply, nat, mark)
+}
+
+// serviceAddressFlows lead to the Service tables what is for one address.
+func serviceAddressFlows(w *World, a netip.Addr) []Flow {
+	p := builder{owner: addressOwner(a)}
+	p.add(Conntrack, 100, ipDst(host(a)), conntrack(ZoneService, Service))
+	if w.isNode(a) {
+		// A Service has the address of a node as externalIP. All other ports are the node's own.
+		p.add(Service, 20, ipDst(host(a)), gotoTable(Route))
+	}
+	return p.flows
+}
+
+func (w *World) isNode(a netip.Addr) bool {
+	if slices.Contains(hostAddresses(w.Node), a) {
+		return true
+	}
+	for _, n := range w.Peers {
+		if slices.Contains(hostAddresses(n), a) {
+			return true
+		}
+	}
+	return false
+}
+
+// endpointAddressFlows track what goes straight to an endpoint and bring answers of it back.
+func endpointAddressFlows(a netip.Addr) []Flow {
+	p := builder{owner: endpointOwner(a)}
+	p.add(Conntrack, 50, match(field("reg0", notFromTunnel), ipDst(host(a))), conntrack(ZoneService, Direct))
+	p.add(Reply, 100, ipSrc(host(a)), conntrack(ZoneService, Output))
+	return p.flows
+}

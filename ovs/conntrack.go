@@ -1,0 +1,42 @@
+package ovs
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+)
+
+// Connections selects entries of the connection tracker of a datapath.
+type Connections struct {
+	// Datapath is TYPE@NAME, such as netdev@ovs-netdev.
+	Datapath string
+	Zone     uint16
+	// Protocol is the IP protocol number.
+	Protocol uint8
+	// To is where the first packet was sent, From where answers come from; each may be not valid.
+	To, From netip.AddrPort
+}
+
+// FlushConntrack forgets connections, by dpctl/flush-conntrack (ovs-vswitchd(8)). Partial tuples need Open vSwitch 3.1.
+func (d *Daemon) FlushConntrack(ctx context.Context, c Connections) error {
+	_, err := d.Call(ctx, "dpctl/flush-conntrack", c.Datapath, fmt.Sprintf("zone=%d", c.Zone),
+		tuple("dst", c.To, c.Protocol), tuple("src", c.From, c.Protocol))
+	return err
+}
+
+func tuple(side string, at netip.AddrPort, protocol uint8) string {
+	if !at.IsValid() {
+		return fmt.Sprintf("ct_nw_proto=%d", protocol)
+	}
+	field := "ct_ipv6_"
+	if at.Addr().Is4() {
+		field = "ct_nw_"
+	}
+	return fmt.Sprintf("%s%s=%s,ct_nw_proto=%d,ct_tp_%s=%d", field, side, at.Addr(), protocol, side, at.Port())
+}
+
+// WaitRevalidated returns when every megaflow has been compared with the flow table as it is now.
+func (d *Daemon) WaitRevalidated(ctx context.Context) error {
+	_, err := d.Call(ctx, "revalidator/wait")
+	return err
+}
