@@ -15,7 +15,10 @@ import (
 // objectChanged is told by the source that an object changed, or that it has synced.
 func (a *Agent) objectChanged(key source.Key) {
 	cause := key.String()
-	a.plumbing.kick(cause)
+	if key.Kind == "Node" || key == (source.Key{}) {
+		a.plumbing.kick(cause)
+	}
+	a.policies.note(key)
 	a.loop.kick(cause)
 }
 
@@ -79,13 +82,15 @@ func (a *Agent) world() (*flows.World, error) {
 	if err := a.db.Alive(); err != nil {
 		return nil, err
 	}
+	pods := a.pods.Attachments()
 	return &flows.World{
 		Node:         n.self,
 		Tunnel:       flows.Tunnel{Type: a.set.tunnelType, Port: a.set.tunnelPort, VNI: a.cfg.VNI, Local: under.Address},
 		ClusterCIDRs: a.set.clusterCIDRs,
 		MTU:          mtu,
 		Peers:        n.peers,
-		Pods:         a.pods.Attachments(),
+		Pods:         pods,
+		Policy:       a.policies.update(pods),
 	}, nil
 }
 

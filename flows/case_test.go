@@ -18,6 +18,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/tools/txtar"
 
+	"github.com/twill-net/twill/agent/policy"
 	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
 )
@@ -62,7 +63,8 @@ func readScenario(t testing.TB, path string) scenario {
 		files[f.Name] = string(f.Data)
 	}
 	name := readSettings(t, files["settings"], s.world)
-	admitted, refused := flows.Admit(readNodes(t, files["nodes.yaml"]))
+	objects := readManifests(t, files["nodes.yaml"])
+	admitted, refused := flows.Admit(objects.Nodes())
 	self, ok := admitted[name]
 	if !ok {
 		t.Fatalf("%s: no Node %q", path, name)
@@ -70,11 +72,30 @@ func readScenario(t testing.TB, path string) scenario {
 	delete(admitted, name)
 	s.world.Node, s.world.Peers, s.refused = self, admitted, refused
 	s.world.Pods = readPods(t, files["pods"])
+	s.world.Policy = policyOf(objects, s.world.Pods)
 	return s
 }
 
-// readNodes decodes manifests as the agent does.
-func readNodes(t testing.TB, manifests string) []flows.Node {
+// policyOf resolves the policies of manifests for these pods.
+func policyOf(objects *source.Manifests, pods map[flows.Owner][]flows.Attachment) *flows.Policy {
+	ix := policy.NewIndex()
+	for _, kind := range source.PolicyKinds() {
+		for _, key := range objects.Keys(kind) {
+			source.Tell(ix, key, objects.Get(key))
+		}
+	}
+	local := map[string]policy.Local{}
+	for _, list := range pods {
+		for _, a := range list {
+			local[a.Namespace+"/"+a.Pod] = policy.Local{Namespace: a.Namespace, Pod: a.Pod, UID: a.UID}
+		}
+	}
+	ix.SetLocal(local)
+	return ix.Policy()
+}
+
+// readManifests decodes manifests as the agent does.
+func readManifests(t testing.TB, manifests string) *source.Manifests {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "nodes.yaml"), []byte(manifests), 0o644); err != nil {
@@ -109,7 +130,7 @@ func readNodes(t testing.TB, manifests string) []flows.Node {
 		t.Logf("manifests: %v", p)
 	}
 	cancel()
-	return m.Nodes()
+	return m
 }
 
 // readSettings fills the World with what is no object of Kubernetes and returns this node's name.

@@ -28,7 +28,7 @@ func (w *World) Owners() []Owner {
 	for o := range w.Pods {
 		out = append(out, o)
 	}
-	return out
+	return append(out, w.Policy.owners()...)
 }
 
 // Compile returns the flows of one owner. Nothing in the World for that owner means no flows and no
@@ -53,6 +53,8 @@ func Compile(w *World, o Owner) ([]Flow, error) {
 			out = append(out, podFlows(w, a)...)
 		}
 		return out, nil
+	case "networkpolicy", "clusternetworkpolicy", "clause", "peer":
+		return compilePolicy(w, o, kind, name), nil
 	}
 	return nil, fmt.Errorf("owner %q: unknown kind %q", o, kind)
 }

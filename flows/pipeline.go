@@ -41,10 +41,19 @@ import (
 type Table uint8
 
 const (
-	Classify  Table = 0
-	Guard     Table = 10
-	Route     Table = 60
-	ToNode    Table = 65
+	Classify Table = 0
+	Guard    Table = 10
+	Route    Table = 60
+	ToNode   Table = 65
+	// Tables of policies, see policy.go.
+	Isolate       Table = 68
+	Identify      Table = 69
+	EgressAdmin   Table = 70
+	EgressPolicy  Table = 71
+	IngressAdmin  Table = 72
+	IngressPolicy Table = 73
+	Commit        Table = 74
+
 	Neighbour Table = 80
 	Advertise Table = 85
 	Output    Table = 90
@@ -52,7 +61,13 @@ const (
 
 // Tables are the names of the tables in use, as they are written to OVSDB (Bridge.flow_tables), in
 // pipeline order.
-func Tables() []Table { return []Table{Classify, Guard, Route, ToNode, Neighbour, Advertise, Output} }
+func Tables() []Table {
+	return []Table{
+		Classify, Guard, Route, ToNode,
+		Isolate, Identify, EgressAdmin, EgressPolicy, IngressAdmin, IngressPolicy, Commit,
+		Neighbour, Advertise, Output,
+	}
+}
 
 // Prefixes are the fields that OVS shall look up by prefix (Flow_Table.prefixes): destinations of both
 // families. By default OVS 3.1 does so for IPv4 alone, and each IPv6 destination outside would have a
@@ -69,6 +84,20 @@ func (t Table) String() string {
 		return "route"
 	case ToNode:
 		return "node"
+	case Isolate:
+		return "isolation"
+	case Identify:
+		return "identity"
+	case EgressAdmin:
+		return "egress-admin"
+	case EgressPolicy:
+		return "egress"
+	case IngressAdmin:
+		return "ingress-admin"
+	case IngressPolicy:
+		return "ingress"
+	case Commit:
+		return "commit"
 	case Neighbour:
 		return "neighbour"
 	case Advertise:
@@ -133,6 +162,13 @@ const (
 	DropTransit      Reason = "transit"
 	DropGatewayLoop  Reason = "gateway-loop"
 	DropNoOutput     Reason = "no-output"
+
+	DropIngress       Reason = "ingress-isolation"
+	DropEgress        Reason = "egress-isolation"
+	DropDeniedIngress Reason = "ingress-denied"
+	DropDeniedEgress  Reason = "egress-denied"
+	DropInvalid       Reason = "invalid-connection"
+	DropClosed        Reason = "closed"
 )
 
 // Sentence says in words why a packet was dropped for this reason.
@@ -172,6 +208,16 @@ func (r Reason) Sentence() string {
 		return "it came from the host and would go back to it"
 	case DropNoOutput:
 		return "no table said where to send it"
+	case DropIngress:
+		return "NetworkPolicies isolate the destination for ingress, and none of their rules allows it"
+	case DropEgress:
+		return "NetworkPolicies isolate the source for egress, and none of their rules allows it"
+	case DropDeniedIngress, DropDeniedEgress:
+		return "a rule of a ClusterNetworkPolicy denies it"
+	case DropInvalid:
+		return "it belongs to no connection that connection tracking could follow"
+	case DropClosed:
+		return "the pod is closed: its labels or a policy that selects it could not be read"
 	}
 	return string(r)
 }
@@ -195,6 +241,7 @@ func pipelineFlows(w *World) []Flow {
 
 	p.routeFlows(w)
 	p.nodeFlows(w)
+	p.policyFlows()
 	p.neighbourFlows()
 	p.outputFlows()
 	return p.flows
@@ -218,7 +265,7 @@ func (p *builder) routeFlows(w *World) {
 		p.drop(Route, prioCluster, ipDst(c), DropNoNode)
 	}
 	for _, f := range []Match{ipv4(), ipv6()} {
-		p.add(Route, prioOutside, match(f, field("reg0", isFromPod)), append(toHost(), gotoTable(Output))...)
+		p.add(Route, prioOutside, match(f, field("reg0", isFromPod)), append(toHost(), gotoTable(Isolate))...)
 		p.drop(Route, prioOutside, match(f, field("reg0", isNotFromPod)), DropNoRoute)
 	}
 	p.drop(Route, 0, nil, DropNotIP) // from a peer: all others were sorted out before
@@ -234,6 +281,7 @@ func selfFlows(w *World) []Flow {
 	for _, c := range w.Node.PodCIDRs {
 		p.drop(Route, prioOwnCIDR, ipDst(c), DropNoPod)
 	}
+	p.hostPolicyFlows(w)
 	return p.flows
 }
 
@@ -273,7 +321,7 @@ func (p *builder) nodeFlows(w *World) {
 	port := field("tp_dst", fmt.Sprint(w.Tunnel.Port))
 	p.drop(ToNode, 90, match(field("udp", ""), pod, port), DropInjection)
 	p.drop(ToNode, 90, match(field("udp6", ""), pod, port), DropInjection)
-	p.add(ToNode, 0, nil, gotoTable(Output))
+	p.add(ToNode, 0, nil, gotoTable(Isolate))
 }
 
 func (p *builder) neighbourFlows() {

@@ -1,7 +1,10 @@
 package source
 
 import (
+	"errors"
+
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -29,12 +32,18 @@ type object interface {
 
 // kinds are all that are followed.
 func kinds() []kind {
+	stripPod, podOf := slimmed(convertPod)
+	stripNamespace, namespaceOf := slimmed(convertNamespace)
+	stripPolicy, policyOf := slimmed(convertNetworkPolicy)
 	return []kind{
 		{corev1.SchemeGroupVersion.WithKind("Node"), "nodes", false, func() object { return &corev1.Node{} }, stripNode, convertNode},
+		{corev1.SchemeGroupVersion.WithKind("Pod"), "pods", true, func() object { return &corev1.Pod{} }, stripPod, podOf},
+		{corev1.SchemeGroupVersion.WithKind("Namespace"), "namespaces", false, func() object { return &corev1.Namespace{} }, stripNamespace, namespaceOf},
+		{networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"), "networkpolicies", true, func() object { return &networkingv1.NetworkPolicy{} }, stripPolicy, policyOf},
 	}
 }
 
 // addToScheme teaches a scheme the API groups of kinds, and Events.
 func addToScheme(s *runtime.Scheme) error {
-	return corev1.AddToScheme(s)
+	return errors.Join(corev1.AddToScheme(s), networkingv1.AddToScheme(s))
 }
