@@ -32,6 +32,7 @@ type Agent struct {
 	plumbing *plumbing
 	daemon   *daemonWatch
 	pods     *attach.Manager
+	policies *policies
 	peers    *peers
 	services *services
 	hygiene  *hygiene
@@ -63,9 +64,11 @@ func Run(ctx context.Context, cfg Config, version string) error {
 // build connects and makes the parts; nothing acts yet.
 func (a *Agent) build(ctx context.Context) error {
 	var err error
+	a.policies = newPolicies(a.log)
 	if a.source, err = a.newSource(); err != nil {
 		return err
 	}
+	a.policies.follow(a.source, a.cfg.Manifests != "")
 	if a.db, err = a.dial(ctx); err != nil {
 		return err
 	}
@@ -99,7 +102,7 @@ func (a *Agent) build(ctx context.Context) error {
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
 		MTU:       func() int { _, mtu, _ := a.plumbing.now(); return mtu },
 		NoOffload: a.plumbing.datapath() == "netdev",
-		RouterMAC: flows.RouterMAC(), Ready: a.canAttach, Cooldown: a.cfg.Cooldown, Clock: time.Now, Log: a.log,
+		RouterMAC: flows.RouterMAC(), Ready: a.canAttach, Known: a.policies.waitFor, Cooldown: a.cfg.Cooldown, Clock: time.Now, Log: a.log,
 	})
 	a.meter.registry.MustRegister(newObserved(observed{
 		usage: a.pods.Usage, peers: a.peers.list, nodes: a.nodesNow, loop: a.loop,

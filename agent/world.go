@@ -16,6 +16,7 @@ import (
 func (a *Agent) objectChanged(key source.Key) {
 	cause := key.String()
 	a.plumbing.kickObject(cause)
+	a.policies.note(key)
 	a.loop.kick(cause)
 }
 
@@ -79,6 +80,7 @@ func (a *Agent) world() (*flows.World, error) {
 	if err := a.db.Alive(); err != nil {
 		return nil, err
 	}
+	pods := a.pods.Attachments()
 	return &flows.World{
 		Node:          n.self,
 		Tunnel:        flows.Tunnel{Type: a.set.tunnelType, Port: a.set.tunnelPort, VNI: a.cfg.VNI, Local: under.Address},
@@ -86,8 +88,9 @@ func (a *Agent) world() (*flows.World, error) {
 		MTU:           mtu,
 		HostAnswersND: a.plumbing.datapath() == "system",
 		Peers:         n.peers,
-		Pods:          a.pods.Attachments(),
+		Pods:          pods,
 		Services:      a.services.now(),
+		Policy:        a.policies.update(pods),
 	}, nil
 }
 

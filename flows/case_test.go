@@ -18,6 +18,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/tools/txtar"
 
+	"github.com/twill-net/twill/agent/policy"
 	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
 )
@@ -75,7 +76,26 @@ func readScenario(t testing.TB, path string) scenario {
 	delete(admitted, name)
 	s.world.Node, s.world.Peers, s.refused = self, admitted, refused
 	s.world.Pods = readPods(t, files["pods"])
+	s.world.Policy = policyOf(objects, s.world.Pods)
 	return s
+}
+
+// policyOf resolves the policies of manifests for these pods.
+func policyOf(objects *source.Manifests, pods map[flows.Owner][]flows.Attachment) *flows.Policy {
+	ix := policy.NewIndex()
+	for _, kind := range source.PolicyKinds() {
+		for _, key := range objects.Keys(kind) {
+			source.Tell(ix, key, objects.Get(key))
+		}
+	}
+	local := map[string]policy.Local{}
+	for _, list := range pods {
+		for _, a := range list {
+			local[a.Namespace+"/"+a.Pod] = policy.Local{Namespace: a.Namespace, Pod: a.Pod, UID: a.UID}
+		}
+	}
+	ix.SetLocal(local)
+	return ix.Policy()
 }
 
 // readManifests decodes manifests as the agent does.

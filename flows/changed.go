@@ -34,7 +34,8 @@ func Changed(old, now *World) []Owner {
 	}
 	out = append(out, changedServices(old.Services, now.Services, nodes)...)
 	for o, list := range now.Pods {
-		if !slices.EqualFunc(old.Pods[o], list, Attachment.Equal) {
+		if !slices.EqualFunc(old.Pods[o], list, Attachment.Equal) ||
+			slices.ContainsFunc(list, func(a Attachment) bool { return !old.isolation(a).Equal(now.isolation(a)) }) {
 			out = append(out, o)
 		}
 	}
@@ -43,6 +44,7 @@ func Changed(old, now *World) []Owner {
 			out = append(out, o)
 		}
 	}
+	out = append(out, changedPolicy(old.Policy, now.Policy)...)
 	slices.Sort(out)
 	return slices.Compact(out)
 }

@@ -46,7 +46,7 @@ func (w *World) Owners() []Owner {
 			out = append(out, endpointOwner(a))
 		}
 	}
-	return out
+	return append(out, w.Policy.owners()...)
 }
 
 // Compile returns the flows of one owner. Nothing in the World for that owner means no flows and no
@@ -86,6 +86,8 @@ func Compile(w *World, o Owner) ([]Flow, error) {
 			return endpointAddressFlows(a), nil
 		}
 		return nil, nil
+	case "networkpolicy", "clusternetworkpolicy", "clause", "peer":
+		return compilePolicy(w, o, kind, name), nil
 	}
 	return nil, fmt.Errorf("owner %q: unknown kind %q", o, kind)
 }

@@ -20,6 +20,10 @@ func (n *Names) ExplainMatch(m Match) string {
 	what := "packets"
 	var words []string
 	for _, f := range inReadingOrder(m) {
+		if said, ok := n.policyMatchWords(f); ok {
+			words = append(words, said)
+			continue
+		}
 		switch f.Name {
 		case "ip", "ipv6", "arp", "udp", "udp6", "tcp", "tcp6", "icmp", "icmp6", "sctp", "sctp6":
 			what = protocolWords(f.Name)
@@ -72,7 +76,7 @@ func (n *Names) ExplainMatch(m Match) string {
 // its own; a flow that is read back has the same sentence.
 func inReadingOrder(m Match) Match {
 	order := []string{
-		"in_port", "reg0", "ct_state", "ct_mark", "tun_src", "tun_ipv6_src", "tun_id", "dl_src", "eth_src", "arp_op", "arp_sha", "arp_spa", "arp_tpa",
+		"in_port", "conj_id", "reg0", "reg1", "reg5", "reg6", "reg7", "reg12", "ct_state", "ct_mark", "tun_src", "tun_ipv6_src", "tun_id", "dl_src", "eth_src", "arp_op", "arp_sha", "arp_spa", "arp_tpa",
 		"nw_src", "ipv6_src", "nw_dst", "ipv6_dst", "icmp_type", "icmpv6_type", "udp_dst", "tp_dst", "nw_ttl", "reg3", "reg8", "reg4",
 	}
 	rank := func(f Field) int {
@@ -88,12 +92,16 @@ func inReadingOrder(m Match) Match {
 func (n *Names) ExplainActions(f Flow) string {
 	if len(f.Actions) == 0 {
 		if f.Drop != "" {
-			return fmt.Sprintf("drop (%s): %s", f.Drop, f.Drop.Sentence())
+			return fmt.Sprintf("drop (%s): %s%s", f.Drop, f.Drop.Sentence(), n.isolatedBy(f))
 		}
 		return "drop"
 	}
 	var words []string
 	for _, a := range f.Actions {
+		if said, ok := n.policyActionWords(a); ok {
+			words = append(words, said)
+			continue
+		}
 		if w := n.actionWords(f.Table, a); w != "" {
 			words = append(words, w)
 		}
@@ -225,6 +233,8 @@ func registerWords(value string) string {
 		return "from the host to the host"
 	case isOverlayOnly:
 		return "that this bridge routes by itself"
+	case allowedBit:
+		return "allowed by a rule"
 	case isTooBig:
 		return "larger than the MTU"
 	case noService:

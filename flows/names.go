@@ -13,6 +13,8 @@ type Names struct {
 	ports map[uint32]string
 	hosts map[netip.Addr]string
 	cidrs []namedCIDR
+	// policy names what numbers of policies stand for.
+	policy policyNames
 }
 
 type namedCIDR struct {
@@ -23,8 +25,9 @@ type namedCIDR struct {
 // NamesOf reads the names off a World. A nil World knows only the names of the pipeline.
 func NamesOf(w *World) *Names {
 	n := &Names{
-		ports: map[uint32]string{TunnelPort: "the tunnel", GatewayPort: "the host"},
-		hosts: map[netip.Addr]string{},
+		ports:  map[uint32]string{TunnelPort: "the tunnel", GatewayPort: "the host"},
+		hosts:  map[netip.Addr]string{},
+		policy: policyNamesOf(w),
 	}
 	if w == nil {
 		return n

@@ -40,7 +40,7 @@ func peerFlows(w *World, peer Node) ([]Flow, error) {
 		set(toTunnel, "reg0"), set(fmt.Sprintf("%#x", TunnelPort), "reg1"),
 	}
 	for _, c := range peer.PodCIDRs {
-		p.add(Route, prioPeer, ipDst(c), append(slices.Clone(send), gotoTable(w.afterRoute()))...)
+		p.add(Route, prioPeer, ipDst(c), append(slices.Clone(send), gotoTable(Isolate))...)
 	}
 	for _, a := range peer.Addresses {
 		p.add(Route, prioAddress, ipDst(host(a)), append(slices.Clone(send), gotoTable(ToNode))...)

@@ -55,17 +55,30 @@ const (
 	AtEndpoint Table = 45
 	Route      Table = 60
 	ToNode     Table = 65
-	Hide       Table = 75
-	Reply      Table = 76
-	Neighbour  Table = 80
-	Advertise  Table = 85
-	Output     Table = 90
+	// Tables of policies, see policy.go.
+	Isolate       Table = 68
+	Identify      Table = 69
+	EgressAdmin   Table = 70
+	EgressPolicy  Table = 71
+	IngressAdmin  Table = 72
+	IngressPolicy Table = 73
+	Commit        Table = 74
+
+	Hide      Table = 75
+	Reply     Table = 76
+	Neighbour Table = 80
+	Advertise Table = 85
+	Output    Table = 90
 )
 
 // Tables are the names of the tables in use, as they are written to OVSDB (Bridge.flow_tables), in
 // pipeline order.
 func Tables() []Table {
-	return []Table{Classify, Guard, Return, Returned, Conntrack, Direct, Service, Sticky, Pick, AtEndpoint, Route, ToNode, Hide, Reply, Neighbour, Advertise, Output}
+	return []Table{
+		Classify, Guard, Return, Returned, Conntrack, Direct, Service, Sticky, Pick, AtEndpoint, Route, ToNode,
+		Isolate, Identify, EgressAdmin, EgressPolicy, IngressAdmin, IngressPolicy, Commit,
+		Hide, Reply, Neighbour, Advertise, Output,
+	}
 }
 
 // Prefixes are the fields that OVS shall look up by prefix (Flow_Table.prefixes): destinations of both
@@ -99,6 +112,20 @@ func (t Table) String() string {
 		return "route"
 	case ToNode:
 		return "node"
+	case Isolate:
+		return "isolation"
+	case Identify:
+		return "identity"
+	case EgressAdmin:
+		return "egress-admin"
+	case EgressPolicy:
+		return "egress"
+	case IngressAdmin:
+		return "ingress-admin"
+	case IngressPolicy:
+		return "ingress"
+	case Commit:
+		return "commit"
 	case Hide:
 		return "masquerade"
 	case Reply:
@@ -170,6 +197,12 @@ const (
 	DropInvalid      Reason = "invalid"
 	DropNoEndpoint   Reason = "no-local-endpoint"
 	DropSourceRange  Reason = "source-range"
+
+	DropIngress       Reason = "ingress-isolation"
+	DropEgress        Reason = "egress-isolation"
+	DropDeniedIngress Reason = "ingress-denied"
+	DropDeniedEgress  Reason = "egress-denied"
+	DropClosed        Reason = "closed"
 )
 
 // Sentence says in words why a packet was dropped for this reason.
@@ -215,6 +248,14 @@ func (r Reason) Sentence() string {
 		return "the traffic policy is Local, and of the endpoints that are there none is on this node"
 	case DropSourceRange:
 		return "the client is in none of the loadBalancerSourceRanges"
+	case DropIngress:
+		return "NetworkPolicies isolate the destination for ingress, and none of their rules allows it"
+	case DropEgress:
+		return "NetworkPolicies isolate the source for egress, and none of their rules allows it"
+	case DropDeniedIngress, DropDeniedEgress:
+		return "a rule of a ClusterNetworkPolicy denies it"
+	case DropClosed:
+		return "the pod is closed: its labels or a policy that selects it could not be read"
 	}
 	return string(r)
 }
@@ -238,6 +279,7 @@ func pipelineFlows(w *World) []Flow {
 
 	p.routeFlows(w)
 	p.nodeFlows(w)
+	p.policyFlows(w)
 	p.neighbourFlows(w)
 	p.outputFlows()
 	if w.Services != nil {
@@ -264,7 +306,7 @@ func (p *builder) routeFlows(w *World) {
 		p.drop(Route, prioCluster, ipDst(c), DropNoNode)
 	}
 	for _, f := range []Match{ipv4(), ipv6()} {
-		p.add(Route, prioOutside, match(f, field("reg0", isFromPod)), append(toHost(), gotoTable(w.afterRoute()))...)
+		p.add(Route, prioOutside, match(f, field("reg0", isFromPod)), append(toHost(), gotoTable(Isolate))...)
 		p.drop(Route, prioOutside, match(f, field("reg0", isNotFromPod)), DropNoRoute)
 	}
 	p.drop(Route, 0, nil, DropNotIP) // from a peer: all others were sorted out before
@@ -283,6 +325,7 @@ func selfFlows(w *World) []Flow {
 	if w.Services != nil {
 		p.masqueradeFlows(w)
 	}
+	p.hostPolicyFlows(w)
 	return p.flows
 }
 
@@ -322,7 +365,7 @@ func (p *builder) nodeFlows(w *World) {
 	port := field("tp_dst", fmt.Sprint(w.Tunnel.Port))
 	p.drop(ToNode, 90, match(field("udp", ""), pod, port), DropInjection)
 	p.drop(ToNode, 90, match(field("udp6", ""), pod, port), DropInjection)
-	p.add(ToNode, 0, nil, gotoTable(w.afterRoute()))
+	p.add(ToNode, 0, nil, gotoTable(Isolate))
 }
 
 func (p *builder) neighbourFlows(w *World) {

@@ -15,7 +15,13 @@ func podFlows(w *World, a Attachment) []Flow {
 	in := inPort(a.OFPort)
 	own := match(in, ethSrc(a.MAC))
 
-	p.add(Classify, 100, in, set(fromPod, "reg0"), gotoTable(Guard))
+	isolation := w.isolation(a)
+	enter := Actions{set(fromPod, "reg0")}
+	if isolation != nil {
+		enter = append(enter, set(fmt.Sprintf("%#x", isolation.Identity|tracked), fromSubject))
+		p.isolationFlows(w, a, isolation)
+	}
+	p.add(Classify, 100, in, append(enter, gotoTable(Guard))...)
 
 	var next Actions
 	if a.MTU > w.MTU {
@@ -29,9 +35,14 @@ func podFlows(w *World, a Attachment) []Flow {
 			p.add(Guard, 100, sender, gotoTable(Neighbour))
 			p.drop(Guard, 110, match(sender, field("arp_tpa", addr.String())), DropAnnouncement)
 		}
-		p.add(Route, prioAddress, ipDst(host(addr)),
+		deliver := Actions{
 			setMAC(RouterMAC(), "eth_src"), setMAC(a.MAC, "eth_dst"),
-			set(toPod, "reg0"), set(fmt.Sprintf("%#x", a.OFPort), "reg1"), gotoTable(w.afterRoute()))
+			set(toPod, "reg0"), set(fmt.Sprintf("%#x", a.OFPort), "reg1"),
+		}
+		if isolation != nil {
+			deliver = append(deliver, set(fmt.Sprintf("%#x", isolation.Identity|tracked), toSubject))
+		}
+		p.add(Route, prioAddress, ipDst(host(addr)), append(deliver, gotoTable(Isolate))...)
 		if hide := w.Node.masquerade(addr.Is4()); w.Services != nil && hide.IsValid() {
 			p.hairpin(addr, hide)
 		}

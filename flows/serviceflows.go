@@ -56,7 +56,7 @@ const (
 // RejectMAC is the source of what is handed to the host to be rejected.
 func RejectMAC() []byte { return []byte{0x0e, 0x77, 0x00, 0x00, 0x00, 0x03} }
 
-// afterGuard and afterRoute are where packets go on.
+// afterGuard and afterPolicy are where packets go on.
 func (w *World) afterGuard() Table {
 	if w.Services == nil {
 		return Route
@@ -64,7 +64,7 @@ func (w *World) afterGuard() Table {
 	return Return
 }
 
-func (w *World) afterRoute() Table {
+func (w *World) afterPolicy() Table {
 	if w.Services == nil {
 		return Output
 	}
@@ -93,7 +93,7 @@ func (p *builder) serviceFlows(w *World) {
 
 	p.add(Return, 0, nil, gotoTable(Conntrack))
 	host := append(Actions{set(returnBits, "reg0")}, toHost()...)
-	p.add(Returned, 100, field("ct_mark", markHost), append(host, gotoTable(w.afterRoute()))...)
+	p.add(Returned, 100, field("ct_mark", markHost), append(host, gotoTable(Isolate))...)
 	p.add(Returned, 100, field("ct_mark", markHairpin), set(hairpinBits, "reg0"), gotoTable(Route))
 	p.add(Returned, 0, nil, gotoTable(Route))
 

@@ -29,6 +29,8 @@ type World struct {
 	// Pods are the attachments of this node by owner. One owner has several entries while an old
 	// sandbox of the same pod still waits for its DEL.
 	Pods map[Owner][]Attachment
+	// Policy is what policies come to on this node; nil when none selects a pod of it.
+	Policy *Policy
 }
 
 // Node is what the pod network needs to know of a Kubernetes Node.
@@ -44,6 +46,8 @@ type Node struct {
 	Zone string
 	// Addresses are the InternalIPs of status.addresses, of both families, in the order of the object.
 	Addresses []netip.Addr
+	// Labels are metadata.labels as "key=value,key=value", sorted. No flow depends on them directly.
+	Labels string
 }
 
 // TunnelType is the encapsulation between nodes.

@@ -21,6 +21,11 @@ func (m *Manager) Add(ctx context.Context, req *cni.Request, netns *os.File) (*c
 	if err := m.cfg.Ready(); err != nil {
 		return nil, cni.Errorf(cni.ErrTryAgain, "node %s is not ready for pods: %w", m.cfg.NodeName, err)
 	}
+	if m.cfg.Known != nil && req.Pod.Namespace != "" {
+		if err := m.cfg.Known(ctx, req.Pod.Namespace, req.Pod.Name, req.Pod.UID); err != nil {
+			return nil, cni.Errorf(cni.ErrTryAgain, "pod %s/%s: %w", req.Pod.Namespace, req.Pod.Name, err)
+		}
+	}
 	name := linkName(req.ContainerID, req.IfName)
 	end, err := m.begin(ctx, name)
 	if err != nil {

@@ -56,6 +56,9 @@ type Config struct {
 	RouterMAC net.HardwareAddr
 	// Ready is nil when pods can be attached, or says why not.
 	Ready func() error
+	// Known returns once the labels of the pod with that UID are known, so that its policies are part of what
+	// Flows.Apply brings about; the error says why not. nil: nothing has to be known.
+	Known func(ctx context.Context, namespace, pod, uid string) error
 	// Cooldown is how long an address rests after its pod has gone.
 	Cooldown time.Duration
 	Clock    func() time.Time

@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -33,10 +34,16 @@ type object interface {
 
 // kinds are all that can be followed; without are left out.
 func kinds(without ...string) []kind {
+	stripPod, podOf := slimmed(convertPod)
+	stripNamespace, namespaceOf := slimmed(convertNamespace)
+	stripPolicy, policyOf := slimmed(convertNetworkPolicy)
 	all := []kind{
 		{corev1.SchemeGroupVersion.WithKind("Node"), "nodes", false, func() object { return &corev1.Node{} }, stripNode, convertNode},
 		{corev1.SchemeGroupVersion.WithKind(kindService), "services", true, func() object { return &corev1.Service{} }, stripService, convertService},
 		{discoveryv1.SchemeGroupVersion.WithKind(kindSlice), "endpointslices", true, func() object { return &discoveryv1.EndpointSlice{} }, stripSlice, convertSlice},
+		{corev1.SchemeGroupVersion.WithKind("Pod"), "pods", true, func() object { return &corev1.Pod{} }, stripPod, podOf},
+		{corev1.SchemeGroupVersion.WithKind("Namespace"), "namespaces", false, func() object { return &corev1.Namespace{} }, stripNamespace, namespaceOf},
+		{networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"), "networkpolicies", true, func() object { return &networkingv1.NetworkPolicy{} }, stripPolicy, policyOf},
 	}
 	return slices.DeleteFunc(all, func(k kind) bool { return slices.Contains(without, k.Kind) })
 }
@@ -51,5 +58,5 @@ func ServiceKindNames() []string { return []string{kindService, kindSlice} }
 
 // addToScheme teaches a scheme the API groups of kinds, and Events.
 func addToScheme(s *runtime.Scheme) error {
-	return errors.Join(corev1.AddToScheme(s), discoveryv1.AddToScheme(s))
+	return errors.Join(corev1.AddToScheme(s), discoveryv1.AddToScheme(s), networkingv1.AddToScheme(s))
 }

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/twill-net/twill/agent/policy"
 	"github.com/twill-net/twill/flows"
 )
 
@@ -18,7 +19,7 @@ func stripNode(o object) object {
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, CreationTimestamp: n.CreationTimestamp,
-			Labels: keepMeta(n.ObjectMeta, corev1.LabelTopologyZone).Labels,
+			Labels: n.Labels,
 		},
 		Spec:   corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
 		Status: corev1.NodeStatus{Addresses: n.Status.Addresses, Conditions: networkConditions(n)},
@@ -34,7 +35,7 @@ func convertNode(o object) (any, []Problem) {
 // Problem; the rest is used. A Node that has no podCIDR yet is none: its podCIDR comes when the
 // controller manager allocates one.
 func Convert(n *corev1.Node) (flows.Node, []Problem) {
-	node := flows.Node{Name: n.Name, UID: string(n.UID), Created: n.CreationTimestamp.UTC(), Zone: n.Labels[corev1.LabelTopologyZone]}
+	node := flows.Node{Name: n.Name, UID: string(n.UID), Created: n.CreationTimestamp.UTC(), Zone: n.Labels[corev1.LabelTopologyZone], Labels: string(policy.LabelsOf(n.Labels))}
 	var problems []Problem
 	problem := func(format string, args ...any) {
 		problems = append(problems, Problem{Key: Key{Kind: "Node", Name: n.Name}, Reason: fmt.Sprintf(format, args...)})

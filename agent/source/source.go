@@ -112,6 +112,11 @@ type Source interface {
 	Services() ServiceKinds
 	// ServiceVersion is the Version that Services would have now; cheap.
 	ServiceVersion() uint64
+	// Get is what is usable of one object: *policy.Pod, *policy.Namespace, *policy.Policy or flows.Node by the
+	// kind of the key; nil if nothing. It must not be changed.
+	Get(Key) any
+	// Keys are those of all usable objects of a kind, sorted.
+	Keys(kind string) []Key
 	// Problems are all that there are now, sorted.
 	Problems() []Problem
 	// Alive is nil while every watcher works; else it names what is dead, since when and why.

@@ -134,10 +134,21 @@ func (s *store) ServiceVersion() uint64 {
 	return s.services
 }
 
-// values are the usable objects of a kind, sorted by namespace and name.
-func values[T any](s *store, kind string) []T {
+// Get implements Source.
+func (s *store) Get(key Key) any {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	return s.entries[key].value
+}
+
+// Keys implements Source.
+func (s *store) Keys(kind string) []Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.keys(kind)
+}
+
+func (s *store) keys(kind string) []Key {
 	var keys []Key
 	for key, e := range s.entries {
 		if key.Kind == kind && e.value != nil {
@@ -145,6 +156,14 @@ func values[T any](s *store, kind string) []T {
 		}
 	}
 	slices.SortFunc(keys, compareKeys)
+	return keys
+}
+
+// values are the usable objects of a kind, sorted by namespace and name.
+func values[T any](s *store, kind string) []T {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	keys := s.keys(kind)
 	list := make([]T, len(keys))
 	for i, key := range keys {
 		list[i] = s.entries[key].value.(T)

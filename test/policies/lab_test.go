@@ -1,0 +1,267 @@
+// Package policies sends real packets between pods that policies allow and forbid to talk, and compares each with
+// what the independent evaluator says. It needs root and the programs in bin/ (`make build`).
+package policies
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+	"sigs.k8s.io/yaml"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/twill-net/twill/test/evaluator"
+	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/ovsd"
+)
+
+// up builds a lab that is taken down after the test.
+func up(t *testing.T, nodes int) *lab.Lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		ovsd.Missing(t, "network namespaces need root")
+	}
+	for _, tool := range []string{"ip", "ethtool", "nft", "ovs-vswitchd"} {
+		ovsd.Need(t, tool)
+	}
+	if os.Getenv("TWILL_LAB_DIR") == "" {
+		dir, err := os.MkdirTemp("", "tn")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		t.Setenv("TWILL_LAB_DIR", dir)
+	}
+	name := "n" + strings.ToLower(rand.Text()[:6])
+	t.Cleanup(func() {
+		if t.Failed() {
+			logs, _ := filepath.Glob(filepath.Join(lab.Dir(name), "nodes", "*", "agent.log"))
+			for _, file := range logs {
+				data, _ := os.ReadFile(file)
+				lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+				t.Logf("%s:\n%s", file, strings.Join(lines[max(0, len(lines)-15):], "\n"))
+			}
+		}
+		if err := lab.Down(context.WithoutCancel(t.Context()), name); err != nil {
+			t.Errorf("take the lab down: %v", err)
+		}
+	})
+	l, err := lab.Up(t.Context(), lab.Options{Config: lab.Config{Name: name, IPFamily: "dual"}, Nodes: nodes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// within runs f on a thread of its own in a network namespace; the thread ends with it.
+func within[T any](path string, f func() (T, error)) (T, error) {
+	type result struct {
+		v   T
+		err error
+	}
+	out := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread is not for others any more
+		h, err := netns.GetFromPath(path)
+		if err == nil {
+			err = netns.Set(h)
+			h.Close()
+		}
+		var v T
+		if err == nil {
+			v, err = f()
+		}
+		out <- result{v, err}
+	}()
+	r := <-out
+	return r.v, r.err
+}
+
+// serve echoes on TCP and UDP ports of a pod until the test ends.
+func serve(t *testing.T, p lab.Pod, ports ...int) {
+	t.Helper()
+	for _, port := range ports {
+		l, err := within(p.NetNS, func() (net.Listener, error) { return net.Listen("tcp", fmt.Sprintf(":%d", port)) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					b := make([]byte, 16)
+					for {
+						n, err := c.Read(b)
+						if err != nil {
+							return
+						}
+						if _, err := c.Write(b[:n]); err != nil {
+							return
+						}
+					}
+				}()
+			}
+		}()
+		u, err := within(p.NetNS, func() (net.PacketConn, error) { return net.ListenPacket("udp", fmt.Sprintf(":%d", port)) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { u.Close() })
+		go func() {
+			b := make([]byte, 16)
+			for {
+				n, from, err := u.ReadFrom(b)
+				if err != nil {
+					return
+				}
+				_, _ = u.WriteTo(b[:n], from) // one that nobody waits for any more is no loss
+			}
+		}()
+	}
+}
+
+// probe is one packet that is asked for.
+type probe struct {
+	from     lab.Pod
+	to       lab.Pod
+	address  netip.Addr
+	protocol string
+	port     int
+}
+
+func (p probe) String() string {
+	return fmt.Sprintf("%s → %s %s %s:%d", p.from, p.to, p.protocol, p.address, p.port)
+}
+
+// answered opens a connection, and tells whether a word came back within the time.
+func (p probe) answered(d time.Duration) bool {
+	ok, _ := within(p.from.NetNS, func() (bool, error) {
+		c, err := net.DialTimeout(strings.ToLower(p.protocol), netip.AddrPortFrom(p.address, uint16(p.port)).String(), d)
+		if err != nil {
+			return false, nil
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(d)) // a socket that cannot have one fails below
+		if _, err := c.Write([]byte("?")); err != nil {
+			return false, nil
+		}
+		n, err := c.Read(make([]byte, 4))
+		return err == nil && n == 1, nil
+	})
+	return ok
+}
+
+// is waits until the probe has the verdict, or says false after a while. Nothing else is waited for: a busy
+// machine may take long to answer, and a policy has to be read.
+func (p probe) is(want bool) bool {
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); {
+		wait := 400 * time.Millisecond
+		if want {
+			wait = 3 * time.Second
+		}
+		if p.answered(wait) == want {
+			return true
+		}
+	}
+	return false
+}
+
+// cluster is what the evaluator is told: the lab's objects and the policies.
+func cluster(t *testing.T, l *lab.Lab) evaluator.Cluster {
+	t.Helper()
+	var c evaluator.Cluster
+	files, err := filepath.Glob(filepath.Join(lab.Dir(l.Name), "manifests", "*.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(data []byte) {
+		var head struct{ Kind string }
+		if err := yaml.Unmarshal(data, &head); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		switch head.Kind {
+		case "Node":
+			c.Nodes = append(c.Nodes, corev1.Node{})
+			err = yaml.Unmarshal(data, &c.Nodes[len(c.Nodes)-1])
+		case "Namespace":
+			c.Namespaces = append(c.Namespaces, corev1.Namespace{})
+			err = yaml.Unmarshal(data, &c.Namespaces[len(c.Namespaces)-1])
+		case "Pod":
+			c.Pods = append(c.Pods, corev1.Pod{})
+			err = yaml.Unmarshal(data, &c.Pods[len(c.Pods)-1])
+		case "NetworkPolicy":
+			c.NetworkPolicies = append(c.NetworkPolicies, networkingv1.NetworkPolicy{})
+			err = yaml.Unmarshal(data, &c.NetworkPolicies[len(c.NetworkPolicies)-1])
+		case "ClusterNetworkPolicy":
+			c.ClusterNetworkPolicies = append(c.ClusterNetworkPolicies, evaluator.ClusterNetworkPolicy{})
+			err = yaml.Unmarshal(data, &c.ClusterNetworkPolicies[len(c.ClusterNetworkPolicies)-1])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(data)
+	}
+	return c
+}
+
+// apply puts manifests into the lab's cluster, and returns how to take them out.
+func apply(t *testing.T, l *lab.Lab, manifests string) (remove func()) {
+	t.Helper()
+	objects, err := lab.ParseManifests([]byte(manifests))
+	if err == nil {
+		_, err = l.Apply(objects)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		if _, err := l.Delete(objects); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// compare sends every probe, as many at once as the machine bears, and returns those that are not as wanted.
+func compare(probes []probe, want func(probe) bool) (wrong []probe) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	slots := make(chan struct{}, 48)
+	for _, p := range probes {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			if !p.is(want(p)) {
+				mu.Lock()
+				wrong = append(wrong, p)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return wrong
+}
