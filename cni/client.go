@@ -15,10 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dialTimeout bounds the way to the agent's socket. A unix socket answers at once or never; an absent
-// agent has to be reported within a second.
-const dialTimeout = time.Second
-
 // ask sends req to the agent, with netns if there is one, and waits for the answer until ctx ends. An
 // error of the agent's is returned as it came; when there is no answer the error is of the code with
 // which the runtime repeats the command (for STATUS: with which it knows that nothing can be served).
@@ -46,8 +42,9 @@ func exchange(ctx context.Context, req *Request, line []byte, netns *os.File) ([
 	if req.Command == CommandStatus {
 		code = ErrNotAvailable
 	}
-	dialer := net.Dialer{Timeout: dialTimeout}
-	c, err := dialer.DialContext(ctx, "unix", req.Config.Socket)
+	// A unix socket takes or refuses a connection at once, also with its queue full (connect(2), EAGAIN). A
+	// time limit of its own would only hit a plugin that a crowded machine does not let run.
+	c, err := new(net.Dialer).DialContext(ctx, "unix", req.Config.Socket)
 	if err != nil {
 		return nil, Errorf(code, "the agent cannot be reached at %s: %w", req.Config.Socket, reason(err)).
 			Advise("see whether the twill agent of this node runs, and that the key socket of the network configuration names its socket")
@@ -100,6 +97,8 @@ func reason(err error) error {
 		return errors.New("there is no such socket")
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return errors.New("nobody listens there")
+	case errors.Is(err, syscall.EAGAIN):
+		return errors.New("its queue is full, the agent does not take connections")
 	case errors.Is(err, fs.ErrPermission):
 		return errors.New("permission denied, only root may attach pods")
 	}

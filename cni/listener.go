@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 )
 
 // maxSocketPath is the room of sockaddr_un, less its final zero.
@@ -72,8 +73,10 @@ func vacant(path string) error {
 	if there.Mode().Type() != os.ModeSocket {
 		return fmt.Errorf("there is a file that is not a socket; remove it or choose another path")
 	}
-	if c, err := net.DialTimeout("unix", path, dialTimeout); err == nil {
-		c.Close()
+	if c, err := net.Dial("unix", path); err == nil || errors.Is(err, syscall.EAGAIN) { // at once, see exchange
+		if c != nil {
+			c.Close()
+		}
 		return fmt.Errorf("another process serves it; is a second agent running on this node?")
 	}
 	return nil

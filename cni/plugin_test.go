@@ -3,6 +3,7 @@ package cni
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"maps"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"golang.org/x/tools/txtar"
 )
 
@@ -200,6 +202,32 @@ func TestAnAbsentAgentIsReportedWithinASecond(t *testing.T) {
 		if got := decodeError(t, out); got.Code != ErrTryAgain || !strings.Contains(got.Msg, says) || !strings.Contains(got.Msg, socket) {
 			t.Errorf("%s: %s", socket, out)
 		}
+	}
+}
+
+func TestAnAgentThatTakesNoConnectionsIsReportedWithoutWaiting(t *testing.T) {
+	socket := filepath.Join(shortDir(t), "full")
+	l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(l)
+	if err := errors.Join(unix.Bind(l, &unix.SockaddrUnix{Name: socket}), unix.Listen(l, 0)); err != nil {
+		t.Fatal(err)
+	}
+	waiting, err := net.Dial("unix", socket) // the queue has room for one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, out := run(ctx, env("DEL"), conf(`"socket":"`+socket+`"`))
+	if got := decodeError(t, out); got.Code != ErrTryAgain || !strings.Contains(got.Msg, "its queue is full") {
+		t.Errorf("got %s", out)
+	}
+	if err := vacant(socket); err == nil || !strings.Contains(err.Error(), "another process serves it") {
+		t.Errorf("vacant() = %v: a second agent would take the socket over", err)
 	}
 }
 

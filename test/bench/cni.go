@@ -36,7 +36,7 @@ func benchCNI(ctx context.Context, name string) error {
 		return err
 	}
 	t := newTable("CNI commands through libcni, beside the reference bridge plugin with host-local",
-		"", "Twill p50 ms", "p99", "all", "failed", "reference p50 ms", "p99", "all", "failed", "Twill / reference p50", "p99", "all", "in the agent, mean ms", "transactions", "bundles")
+		"", "Twill p50 ms", "p99", "all", "failed", "reference p50 ms", "p99", "all", "failed", "Twill / reference p50", "p99", "all", "Twill CPU per command, ms", "reference", "in the agent, mean ms", "transactions", "bundles")
 	for _, phase := range []struct {
 		title      string
 		size       int
@@ -114,6 +114,7 @@ func compare(ctx context.Context, l *lab.Lab, plugins string, t table, title str
 				return err
 			}
 			step.count.add(before, after, step.command)
+			step.out[0].cpu += after.cpu() - before.cpu() // the reference has no daemon
 		}
 	}
 	printPair(t, "ADD, "+title, add, adding, rounds)
@@ -168,6 +169,7 @@ func (a *activity) add(before, after counters, command string) {
 type outcome struct {
 	took   sample
 	total  time.Duration
+	cpu    time.Duration // of plugins, agent and OVS
 	failed int
 	err    error // the first
 }
@@ -183,11 +185,14 @@ func (o *outcome) note(took time.Duration, err error) {
 	o.took = append(o.took, took)
 }
 
+func (o *outcome) count() int { return len(o.took) + o.failed }
+
 func (o *outcome) one(f func() error) {
-	began := time.Now()
+	began, cpu := time.Now(), pluginTime()
 	err := f()
 	took := time.Since(began)
 	o.total += took
+	o.cpu += pluginTime() - cpu
 	o.note(took, err)
 }
 
@@ -195,7 +200,7 @@ func (o *outcome) one(f func() error) {
 func (o *outcome) together(pods []lab.Pod, f func(lab.Pod) error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	began := time.Now()
+	began, cpu := time.Now(), pluginTime()
 	for _, p := range pods {
 		wg.Go(func() {
 			err := f(p)
@@ -206,6 +211,7 @@ func (o *outcome) together(pods []lab.Pod, f func(lab.Pod) error) {
 	}
 	wg.Wait()
 	o.total += time.Since(began)
+	o.cpu += pluginTime() - cpu
 }
 
 func printPair(t table, title string, o [2]outcome, did activity, rounds int) {
@@ -218,6 +224,7 @@ func printPair(t table, title string, o [2]outcome, did activity, rounds int) {
 		ratio(func(x outcome) time.Duration { return x.took.quantile(.5) }),
 		ratio(func(x outcome) time.Duration { return x.took.quantile(.99) }),
 		ratio(func(x outcome) time.Duration { return x.total }),
+		ms(o[0].cpu/time.Duration(max(1, o[0].count()))), ms(o[1].cpu/time.Duration(max(1, o[1].count()))),
 		digits(1000*did.seconds/did.commands), digits(did.transactions/float64(rounds)), digits(did.bundles/float64(rounds)))
 	t.row(cells...)
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 
@@ -48,8 +49,26 @@ func readCounters(ctx context.Context, n *lab.Node) (counters, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("/metrics of %s: %s", n.Name, resp.Status)
 	}
-	return parseCounters(resp.Body)
+	c, err := parseCounters(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	db, daemon := n.OVS().Pids()
+	for _, pid := range []int{n.AgentPid(), db, daemon} {
+		took, err := cpuTime(pid)
+		if err != nil {
+			return nil, err
+		}
+		c[cpuSeconds] += took.Seconds()
+	}
+	return c, nil
 }
+
+// cpuSeconds is not among the metrics: the time on processors of the agent with its children, ovsdb-server and
+// ovs-vswitchd.
+const cpuSeconds = "cpu"
+
+func (c counters) cpu() time.Duration { return time.Duration(c[cpuSeconds] * float64(time.Second)) }
 
 func parseCounters(r io.Reader) (counters, error) {
 	c := counters{}

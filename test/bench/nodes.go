@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -174,41 +172,4 @@ func rawBundle(ctx context.Context, l *lab.Lab, dump string) (took time.Duration
 		return 0, 0, fmt.Errorf("ovs-ofctl bundle: exit code %d, %v: %s", code, err, stderr.String())
 	}
 	return time.Since(began), flows, nil
-}
-
-// cpuTime is what a process and its children that have ended have used of the processors: unlike the time
-// on the clock, it hardly depends on who else wants them. /proc counts in hundredths of a second (proc(5)).
-func cpuTime(pid int) (time.Duration, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// The name, in parentheses, may contain anything; utime, stime, cutime and cstime are 14 to 17 of all fields.
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	if len(fields) < 15 {
-		return 0, fmt.Errorf("/proc/%d/stat: %q", pid, data)
-	}
-	var sum time.Duration
-	for _, f := range fields[11:15] {
-		ticks, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
-		}
-		sum += time.Duration(ticks) * 10 * time.Millisecond
-	}
-	return sum, nil
-}
-
-// residentMiB is the resident memory of a process (VmRSS of proc(5)).
-func residentMiB(pid int) (float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	_, rest, _ := strings.Cut(string(data), "VmRSS:")
-	var kib float64
-	if _, err := fmt.Sscan(rest, &kib); err != nil {
-		return 0, fmt.Errorf("VmRSS of process %d: %w", pid, err)
-	}
-	return kib / 1024, nil
 }
