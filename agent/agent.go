@@ -33,6 +33,7 @@ type Agent struct {
 	daemon   *daemonWatch
 	pods     *attach.Manager
 	policies *policies
+	cutter   *cutter
 	peers    *peers
 	health   *health
 
@@ -91,6 +92,7 @@ func (a *Agent) build(ctx context.Context) error {
 			a.loop.readBack(cause)
 		},
 	}
+	a.cutter = newCutter(&cutter{daemon: a.daemon.current, log: a.log, cut: func(n int) { a.meter.cut.Add(float64(n)) }})
 	a.pods = attach.New(attach.Config{
 		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{}, Flows: a.loop,
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
@@ -182,6 +184,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 	part("the watch of the host", endless(a.watchHost))
 	part("the loop", endless(a.loop.run))
 	part("the host's plumbing", endless(a.plumbing.run))
+	part("the watch of connections", endless(a.cutter.run))
 	part("the probes", endless(a.peers.run))
 	part("the audit", endless(a.audit))
 	part("the CNI server", a.serveCNI)
