@@ -235,7 +235,7 @@ func (ix *Index) touched(s *selector, g *group) {
 		ix.dirty.conditions[b.condition(g.identity)] = true
 		for u := range users {
 			if r := ix.ruleOf(u.ID); r != nil && ix.naming[r] {
-				ix.recheck(r)
+				ix.dirty.rules[r] = true
 			}
 		}
 	}

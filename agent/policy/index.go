@@ -49,7 +49,7 @@ type dirt struct {
 	peers      map[string]bool
 	local      map[string]bool
 	policies   map[string]bool
-	rules      map[*ruleState]bool // true: enter it anew in any case
+	rules      map[*ruleState]bool
 	owners     map[string]bool
 }
 
@@ -186,6 +186,7 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 		ix.suspects(ps.namespace())
 		return
 	}
+	before := ps
 	ps = &policyState{Policy: p, owner: owner, local: map[string]bool{}}
 	ix.policies[owner] = ps
 	var near map[string]bool
@@ -210,6 +211,7 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 			check(key)
 		}
 	}
+	ix.ranks(before)
 	ix.ranks(ps)
 }
 
@@ -225,7 +227,7 @@ func (ix *Index) suspects(namespace string) {
 // known is the Pod object of a pod of this node, if it is of the same incarnation.
 func (ix *Index) known(key string) *member {
 	m, l := ix.pods[key], ix.local[key]
-	if m == nil || l.UID != "" && m.UID != "" && l.UID != m.UID && l.UID != m.Static {
+	if m == nil || !m.Is(l.UID) {
 		return nil
 	}
 	return m
