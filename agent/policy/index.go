@@ -36,7 +36,6 @@ type Index struct {
 	byIdentity               map[uint32]*group
 	byConjunction            map[string]*ruleState // by the name of the ID
 	plain                    map[flows.Condition]map[flows.Part]int
-	naming                   map[*ruleState]bool // rules with named ports
 	viaNodes                 map[*ruleState]bool // rules that speak of nodes
 
 	dirty dirt
@@ -69,7 +68,7 @@ func NewIndex() *Index {
 		selectors: map[string]*selector{}, wide: map[*selector]bool{}, keys: map[string]int{}, names: map[string]int{},
 		identities: newIDs(0x7fffffff, 1<<31), conjunctions: newIDs(0x7fffffff, 0),
 		byIdentity: map[uint32]*group{}, byConjunction: map[string]*ruleState{},
-		plain: map[flows.Condition]map[flows.Part]int{}, naming: map[*ruleState]bool{}, viaNodes: map[*ruleState]bool{},
+		plain: map[flows.Condition]map[flows.Part]int{}, viaNodes: map[*ruleState]bool{},
 		dirty: newDirt(), out: &flows.Policy{Failures: map[string]string{}},
 	}
 }

@@ -56,8 +56,6 @@ type plainUse struct {
 	part      flows.Part
 }
 
-func (ix *Index) ruleOf(id uint32) *ruleState { return ix.byConjunction[ix.conjunctions.holder[id]] }
-
 // begin puts a policy in force.
 func (ix *Index) begin(ps *policyState) {
 	if ps.subject != nil || ps.Broken != "" || ps.crowded {
@@ -101,13 +99,13 @@ func (ix *Index) hold(r *ruleState) {
 	}
 	for _, p := range r.rule.Ports {
 		if p.Name != "" {
-			ix.naming[r] = true
 			r.names = append(r.names, p.Name)
 			ix.mentionPort(p.Name, 1)
 		}
 	}
 	if len(r.names) > 0 {
 		r.peers = append(r.peers, ix.acquire(Pods{})) // whoever may have such a port
+		r.receivers().namers[r] = true
 	}
 }
 
@@ -129,7 +127,7 @@ func (ix *Index) fill(r *ruleState) {
 		ix.variant(r, "", numeric, NamedPort{}, false)
 	}
 	if len(named) > 0 {
-		for _, n := range ix.numbersOf(r, named, r.peers[len(r.peers)-1]) {
+		for _, n := range ix.numbersOf(r, named) {
 			port := []Ports{{Protocol: n.Protocol, First: n.Number, Last: n.Number}}
 			name := fmt.Sprintf("#%s/%d/%d", n.Name, n.Protocol, n.Number)
 			if r.direction == flows.Ingress {
@@ -159,14 +157,18 @@ func (ix *Index) forget(name string) {
 	ix.renumbered(ix.conjunctions.free(name))
 }
 
-// numbersOf are the numbers that the named ports of a rule have at the pods that may receive.
-func (ix *Index) numbersOf(r *ruleState, named []Ports, everybody *selector) []NamedPort {
-	receivers := everybody
+// receivers are the pods at which the named ports of a rule are looked up.
+func (r *ruleState) receivers() *selector {
 	if r.direction == flows.Ingress {
-		receivers = r.policy.subject
+		return r.policy.subject
 	}
+	return r.peers[len(r.peers)-1]
+}
+
+// numbersOf are the numbers that the named ports of a rule have at the pods that may receive.
+func (ix *Index) numbersOf(r *ruleState, named []Ports) []NamedPort {
 	found := map[NamedPort]bool{}
-	for g := range receivers.groups {
+	for g := range r.receivers().groups {
 		for _, p := range g.ports {
 			if slices.ContainsFunc(named, func(n Ports) bool { return n.Name == p.Name && (n.Protocol == 0 || n.Protocol == p.Protocol) }) {
 				found[p] = true
@@ -362,7 +364,9 @@ func (ix *Index) letGo(r *ruleState) {
 		ix.forget(name)
 	}
 	r.ids, r.out = nil, nil
-	delete(ix.naming, r)
+	if len(r.names) > 0 {
+		delete(r.receivers().namers, r)
+	}
 	delete(ix.viaNodes, r)
 	delete(ix.dirty.rules, r)
 	for _, s := range r.peers {

@@ -39,8 +39,14 @@ func seeds(t testing.TB) int {
 	return n
 }
 
-// failedOnce are seeds that once showed a difference, and what it was.
-func failedOnce() map[uint64]string { return map[uint64]string{} }
+// failedOnce are changes from the cluster of one seed to that of the next that once went wrong, by what it was.
+func failedOnce() []uint64 {
+	return []uint64{
+		1, 2, // a ClusterNetworkPolicy that changed its priority left others with their old rank
+		3, 4, // two rules with named ports changed each other's groups for ever
+		34, 35, // a rule whose named port nobody had was not looked at again when somebody had it
+	}
+}
 
 // objects are a cluster's, as the agent reads them.
 type objects map[source.Key]any
@@ -226,12 +232,8 @@ func TestRandomPoliciesOnARealBridge(t *testing.T) {
 	wandering := policy.NewIndex()
 	var before objects
 	last := &flows.World{}
-	known := compileNothing()
-	list := []uint64{}
-	for s := range failedOnce() {
-		list = append(list, s)
-	}
-	slices.Sort(list)
+	known := flows.NewDesired()
+	list := failedOnce()
 	for s := range seeds(t) {
 		list = append(list, uint64(s))
 	}
@@ -283,8 +285,6 @@ func TestRandomPoliciesOnARealBridge(t *testing.T) {
 	}
 	b.inStep(known)
 }
-
-func compileNothing() *flows.Desired { return flows.NewDesired() }
 
 // end is where a packet of a test can come from or go to.
 type end struct {
