@@ -35,15 +35,17 @@ func kinds() []kind {
 	stripPod, podOf := slimmed(convertPod)
 	stripNamespace, namespaceOf := slimmed(convertNamespace)
 	stripPolicy, policyOf := slimmed(convertNetworkPolicy)
+	stripCluster, clusterOf := slimmed(convertClusterNetworkPolicy)
 	return []kind{
 		{corev1.SchemeGroupVersion.WithKind("Node"), "nodes", false, func() object { return &corev1.Node{} }, stripNode, convertNode},
 		{corev1.SchemeGroupVersion.WithKind("Pod"), "pods", true, func() object { return &corev1.Pod{} }, stripPod, podOf},
 		{corev1.SchemeGroupVersion.WithKind("Namespace"), "namespaces", false, func() object { return &corev1.Namespace{} }, stripNamespace, namespaceOf},
 		{networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"), "networkpolicies", true, func() object { return &networkingv1.NetworkPolicy{} }, stripPolicy, policyOf},
+		{clusterPolicies().WithKind("ClusterNetworkPolicy"), "clusternetworkpolicies", false, func() object { return &ClusterNetworkPolicy{} }, stripCluster, clusterOf},
 	}
 }
 
 // addToScheme teaches a scheme the API groups of kinds, and Events.
 func addToScheme(s *runtime.Scheme) error {
-	return errors.Join(corev1.AddToScheme(s), networkingv1.AddToScheme(s))
+	return errors.Join(corev1.AddToScheme(s), networkingv1.AddToScheme(s), addClusterPolicies(s))
 }
