@@ -34,6 +34,7 @@ type Agent struct {
 	pods     *attach.Manager
 	policies *policies
 	cutter   *cutter
+	denials  *denials
 	peers    *peers
 	health   *health
 
@@ -100,6 +101,8 @@ func (a *Agent) build(ctx context.Context) error {
 		NoOffload: a.plumbing.datapath() == "netdev",
 		RouterMAC: flows.RouterMAC(), Ready: a.canAttach, Known: a.policies.waitFor, Cooldown: a.cfg.Cooldown, Clock: time.Now, Log: a.log,
 	})
+	a.denials = newDenials(&denials{daemon: a.daemon.current, loop: a.loop, log: a.log})
+	a.meter.registry.MustRegister(a.denials)
 	a.meter.registry.MustRegister(newObserved(observed{
 		usage: a.pods.Usage, peers: a.peers.list, nodes: a.nodesNow, loop: a.loop,
 		age: a.age, ready: a.notReady, transactions: a.db.Transactions, timeout: 2 * time.Second,
@@ -185,6 +188,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 	part("the loop", endless(a.loop.run))
 	part("the host's plumbing", endless(a.plumbing.run))
 	part("the watch of connections", endless(a.cutter.run))
+	part("the log of denials", endless(a.denials.run))
 	part("the probes", endless(a.peers.run))
 	part("the audit", endless(a.audit))
 	part("the CNI server", a.serveCNI)

@@ -104,6 +104,7 @@ func (a *Agent) applied(before, now *flows.World) {
 	}
 	if before == nil || before.Policy != now.Policy {
 		a.cutter.kick(now)
+		a.tellFaults(before, now)
 	}
 	a.peers.follow(before, now)
 	a.finishRestore()
