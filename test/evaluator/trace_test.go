@@ -326,6 +326,7 @@ func ends(c evaluator.Cluster, w *flows.World, v4 bool) (list []end) {
 // compare traces random packets and returns how many were allowed and denied.
 func (b *bridge) compare(seed uint64, c evaluator.Cluster, w *flows.World, desired *flows.Desired, d dice) (allowed, denied int) {
 	b.t.Helper()
+	judge := flows.NewJudge(w)
 	for _, v4 := range []bool{true, false} {
 		all := ends(c, w, v4)
 		for range packetsOfEach {
@@ -348,6 +349,11 @@ func (b *bridge) compare(seed uint64, c evaluator.Cluster, w *flows.World, desir
 				b.t.Fatalf("seed %d: %s to %s, %s port %d (IPv4 %v): the documentation says %v (%s), the bridge %v by %s\n%s",
 					seed, from.name, to.name, p.Protocol, p.Port, v4, want, why, got, flow, trace)
 			}
+			said := judge.Decide(flows.Tuple{Source: p.Source, Destination: p.Destination, Protocol: numberOf(p.Protocol, v4), Port: uint16(p.Port)})
+			if said.Allowed != want {
+				b.t.Fatalf("seed %d: %s to %s, %s port %d (IPv4 %v): the documentation says %v (%s), the judge: %s",
+					seed, from.name, to.name, p.Protocol, p.Port, v4, want, why, said.Words)
+			}
 			if got {
 				allowed++
 			} else {
@@ -356,6 +362,13 @@ func (b *bridge) compare(seed uint64, c evaluator.Cluster, w *flows.World, desir
 		}
 	}
 	return allowed, denied
+}
+
+func numberOf(p corev1.Protocol, v4 bool) uint8 {
+	if p == "ICMP" && !v4 {
+		return 58
+	}
+	return map[corev1.Protocol]uint8{"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}[p]
 }
 
 // packetsOfEach is how many packets of each family are tried in one cluster.
