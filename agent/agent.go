@@ -33,6 +33,8 @@ type Agent struct {
 	daemon   *daemonWatch
 	pods     *attach.Manager
 	policies *policies
+	cutter   *cutter
+	denials  *denials
 	peers    *peers
 	services *services
 	hygiene  *hygiene
@@ -97,6 +99,7 @@ func (a *Agent) build(ctx context.Context) error {
 	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log, datapath: func() string {
 		return a.plumbing.datapath() + "@ovs-" + a.plumbing.datapath()
 	}})
+	a.cutter = newCutter(&cutter{daemon: a.daemon.current, log: a.log, cut: func(n int) { a.meter.cut.Add(float64(n)) }})
 	a.pods = attach.New(attach.Config{
 		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{ProcSys: a.cfg.ProcSys}, Flows: a.loop,
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
@@ -104,6 +107,8 @@ func (a *Agent) build(ctx context.Context) error {
 		NoOffload: a.plumbing.datapath() == "netdev",
 		RouterMAC: flows.RouterMAC(), Ready: a.canAttach, Known: a.policies.waitFor, Cooldown: a.cfg.Cooldown, Clock: time.Now, Log: a.log,
 	})
+	a.denials = newDenials(&denials{daemon: a.daemon.current, loop: a.loop, log: a.log})
+	a.meter.registry.MustRegister(a.denials)
 	a.meter.registry.MustRegister(newObserved(observed{
 		usage: a.pods.Usage, peers: a.peers.list, nodes: a.nodesNow, loop: a.loop,
 		age: a.age, ready: a.notReady, transactions: a.db.Transactions, timeout: 2 * time.Second,
@@ -193,6 +198,8 @@ func (a *Agent) supervise(ctx context.Context) error {
 	part("the loop", endless(a.loop.run))
 	part("the host's plumbing", endless(a.plumbing.run))
 	part("the connection tracker", endless(a.hygiene.run))
+	part("the watch of connections", endless(a.cutter.run))
+	part("the log of denials", endless(a.denials.run))
 	part("the probes", endless(a.peers.run))
 	part("the audit", endless(a.audit))
 	part("the CNI server", a.serveCNI)

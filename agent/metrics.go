@@ -19,6 +19,7 @@ type metrics struct {
 	bundles     *prometheus.CounterVec
 	bundleTime  prometheus.Histogram
 	repaired    *prometheus.CounterVec
+	cut         prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -42,7 +43,10 @@ func newMetrics() *metrics {
 			Name: "twill_drift_repaired_total", Help: "Things that were not as the agent had left them, and were repaired.",
 		}, []string{"what"}),
 	}
-	m.registry.MustRegister(m.cniTotal, m.cniDuration, m.bundles, m.bundleTime, m.repaired)
+	m.cut = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "twill_policy_connections_ended_total", Help: "Connections that were ended because policies began to forbid them.",
+	})
+	m.registry.MustRegister(m.cut, m.cniTotal, m.cniDuration, m.bundles, m.bundleTime, m.repaired)
 	return m
 }
 

@@ -102,6 +102,10 @@ func (a *Agent) applied(before, now *flows.World) {
 	if before == nil || !before.Node.Equal(now.Node) || before.Tunnel != now.Tunnel || before.MTU != now.MTU {
 		a.describe(now)
 	}
+	if before == nil || before.Policy != now.Policy {
+		a.cutter.kick(now)
+		a.tellFaults(before, now)
+	}
 	a.peers.follow(before, now)
 	a.finishRestore()
 }

@@ -48,6 +48,8 @@ type selector struct {
 	refs   int
 	groups map[*group]bool
 	users  map[bucket]map[user]int
+	// namers are the rules whose named ports are looked up at these pods.
+	namers map[*ruleState]bool
 }
 
 // bucket is where on the switch a use of a selector stands.
@@ -231,12 +233,12 @@ func (ix *Index) moved(names []string) {
 
 // touched marks all that depends on a selector matching a group.
 func (ix *Index) touched(s *selector, g *group) {
-	for b, users := range s.users {
+	for b := range s.users {
 		ix.dirty.conditions[b.condition(g.identity)] = true
-		for u := range users {
-			if r := ix.ruleOf(u.ID); r != nil && ix.naming[r] {
-				ix.recheck(r)
-			}
+	}
+	for r := range s.namers {
+		if slices.ContainsFunc(g.ports, func(p NamedPort) bool { return slices.Contains(r.names, p.Name) }) {
+			ix.dirty.rules[r] = true
 		}
 	}
 	for m := range g.pods {
@@ -255,7 +257,7 @@ func (ix *Index) acquire(p Pods) *selector {
 		s.refs++
 		return s
 	}
-	s = &selector{Pods: p, name: name, refs: 1, groups: map[*group]bool{}, users: map[bucket]map[user]int{}}
+	s = &selector{Pods: p, name: name, refs: 1, groups: map[*group]bool{}, users: map[bucket]map[user]int{}, namers: map[*ruleState]bool{}}
 	ix.selectors[name] = s
 	if p.Namespace != "" {
 		sp := ix.space(p.Namespace)

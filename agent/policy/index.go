@@ -36,7 +36,6 @@ type Index struct {
 	byIdentity               map[uint32]*group
 	byConjunction            map[string]*ruleState // by the name of the ID
 	plain                    map[flows.Condition]map[flows.Part]int
-	naming                   map[*ruleState]bool // rules with named ports
 	viaNodes                 map[*ruleState]bool // rules that speak of nodes
 
 	dirty dirt
@@ -49,7 +48,7 @@ type dirt struct {
 	peers      map[string]bool
 	local      map[string]bool
 	policies   map[string]bool
-	rules      map[*ruleState]bool // true: enter it anew in any case
+	rules      map[*ruleState]bool
 	owners     map[string]bool
 }
 
@@ -69,7 +68,7 @@ func NewIndex() *Index {
 		selectors: map[string]*selector{}, wide: map[*selector]bool{}, keys: map[string]int{}, names: map[string]int{},
 		identities: newIDs(0x7fffffff, 1<<31), conjunctions: newIDs(0x7fffffff, 0),
 		byIdentity: map[uint32]*group{}, byConjunction: map[string]*ruleState{},
-		plain: map[flows.Condition]map[flows.Part]int{}, naming: map[*ruleState]bool{}, viaNodes: map[*ruleState]bool{},
+		plain: map[flows.Condition]map[flows.Part]int{}, viaNodes: map[*ruleState]bool{},
 		dirty: newDirt(), out: &flows.Policy{Failures: map[string]string{}},
 	}
 }
@@ -186,6 +185,7 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 		ix.suspects(ps.namespace())
 		return
 	}
+	before := ps
 	ps = &policyState{Policy: p, owner: owner, local: map[string]bool{}}
 	ix.policies[owner] = ps
 	var near map[string]bool
@@ -210,6 +210,7 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 			check(key)
 		}
 	}
+	ix.ranks(before)
 	ix.ranks(ps)
 }
 
@@ -225,7 +226,7 @@ func (ix *Index) suspects(namespace string) {
 // known is the Pod object of a pod of this node, if it is of the same incarnation.
 func (ix *Index) known(key string) *member {
 	m, l := ix.pods[key], ix.local[key]
-	if m == nil || l.UID != "" && m.UID != "" && l.UID != m.UID && l.UID != m.Static {
+	if m == nil || !m.Is(l.UID) {
 		return nil
 	}
 	return m

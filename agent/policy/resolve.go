@@ -72,8 +72,8 @@ func with[V any](s **flows.Shards[V], put map[string]V, gone []string) {
 	}
 }
 
-// settle finds out which policies select a pod of this node and puts them in force, until nothing is left to do:
-// each may bring labels or ports that matter, and so make other groups.
+// settle finds out which policies select a pod of this node, puts them in force and fills their rules. That changes
+// no group any more, only, where numbers collide, those of other rules: names have an order, so it ends.
 func (ix *Index) settle() {
 	selected := map[string]bool{}
 	for key := range ix.dirty.local {
@@ -85,68 +85,10 @@ func (ix *Index) settle() {
 	for len(ix.dirty.rules) > 0 {
 		again := ix.dirty.rules
 		ix.dirty.rules = map[*ruleState]bool{}
-		for r, always := range again {
-			if r.out != nil && r.policy.subject != nil && (always || ix.misnumbered(r) || !ix.complete(r)) {
-				ix.reinstall(r)
-			}
+		for r := range again {
+			ix.fill(r)
 		}
 	}
-}
-
-// reinstall enters a rule anew. What it uses is held meanwhile, so that no group changes only to change back.
-func (ix *Index) reinstall(r *ruleState) {
-	held, names := slices.Clone(r.peers), slices.Clone(r.names)
-	for _, s := range held {
-		s.refs++
-	}
-	for _, n := range names {
-		ix.names[n]++
-	}
-	ix.uninstall(r)
-	ix.install(r)
-	for _, n := range names {
-		ix.mentionPort(n, -1)
-	}
-	for _, s := range held {
-		ix.release(s)
-	}
-}
-
-// misnumbered tells whether a rule has a conjunction whose number is no longer what it was entered with.
-func (ix *Index) misnumbered(r *ruleState) bool {
-	if r.out == nil {
-		return false
-	}
-	var now []uint32
-	for _, n := range r.ids {
-		now = append(now, ix.conjunctions.of[n])
-	}
-	slices.Sort(now)
-	return !slices.Equal(now, r.out.IDs)
-}
-
-// complete tells whether a rule with named ports has exactly the conjunctions that it needs.
-func (ix *Index) complete(r *ruleState) bool {
-	var named []Ports
-	for _, p := range r.rule.Ports {
-		if p.Name != "" {
-			named = append(named, p)
-		}
-	}
-	if len(named) == 0 {
-		return true
-	}
-	want := map[string]bool{}
-	for _, n := range ix.numbersOf(r, named, r.peers[len(r.peers)-1]) {
-		want[fmt.Sprintf("%s/%d/%d", n.Name, n.Protocol, n.Number)] = true
-	}
-	have := map[string]bool{}
-	for _, id := range r.ids {
-		if parts := strings.Split(id, "#"); len(parts) > 1 {
-			have[parts[1]] = true
-		}
-	}
-	return maps.Equal(want, have)
 }
 
 // choose brings the policies that select a pod of this node up to date.

@@ -56,8 +56,6 @@ type plainUse struct {
 	part      flows.Part
 }
 
-func (ix *Index) ruleOf(id uint32) *ruleState { return ix.byConjunction[ix.conjunctions.holder[id]] }
-
 // begin puts a policy in force.
 func (ix *Index) begin(ps *policyState) {
 	if ps.subject != nil || ps.Broken != "" || ps.crowded {
@@ -71,7 +69,8 @@ func (ix *Index) begin(ps *policyState) {
 			}
 			rs := &ruleState{policy: ps, rule: r, direction: d, index: i, owner: flows.Owner(fmt.Sprintf("%s/%s/%d", ps.owner, d, i))}
 			ps.rules = append(ps.rules, rs)
-			ix.install(rs)
+			ix.hold(rs)
+			ix.dirty.rules[rs] = true
 		}
 	}
 }
@@ -79,8 +78,7 @@ func (ix *Index) begin(ps *policyState) {
 // end takes it out of force.
 func (ix *Index) end(ps *policyState) {
 	for _, r := range ps.rules {
-		ix.uninstall(r)
-		delete(ix.dirty.rules, r)
+		ix.letGo(r)
 	}
 	ps.rules = nil
 	if ps.subject != nil {
@@ -89,20 +87,8 @@ func (ix *Index) end(ps *policyState) {
 	}
 }
 
-func (ix *Index) install(r *ruleState) {
-	out := &flows.Rule{Owner: r.owner, Direction: r.direction, Tier: r.policy.Tier, Verdict: r.rule.Verdict, Rank: r.policy.rank + r.index}
-	r.out = out
-	var numeric []Ports
-	var named []Ports
-	for _, p := range r.rule.Ports {
-		if p.Name == "" {
-			numeric = append(numeric, p)
-		} else {
-			named = append(named, p)
-			r.names = append(r.names, p.Name)
-			ix.mentionPort(p.Name, 1)
-		}
-	}
+// hold keeps the selectors and port names of a rule while it is in force: filling it anew changes no group.
+func (ix *Index) hold(r *ruleState) {
 	for _, p := range r.rule.Peers {
 		if p.Nodes != nil {
 			ix.viaNodes[r] = true
@@ -111,14 +97,37 @@ func (ix *Index) install(r *ruleState) {
 			r.peers = append(r.peers, ix.acquire(*p.Pods))
 		}
 	}
+	for _, p := range r.rule.Ports {
+		if p.Name != "" {
+			r.names = append(r.names, p.Name)
+			ix.mentionPort(p.Name, 1)
+		}
+	}
+	if len(r.names) > 0 {
+		r.peers = append(r.peers, ix.acquire(Pods{})) // whoever may have such a port
+		r.receivers().namers[r] = true
+	}
+}
+
+// fill enters a rule into the selectors and conditions that make it true, anew if it was entered before.
+func (ix *Index) fill(r *ruleState) {
+	before := r.ids
+	ix.empty(r)
+	r.ids = nil
+	r.out = &flows.Rule{Owner: r.owner, Direction: r.direction, Tier: r.policy.Tier, Verdict: r.rule.Verdict, Rank: r.policy.rank + r.index}
+	var numeric, named []Ports
+	for _, p := range r.rule.Ports {
+		if p.Name == "" {
+			numeric = append(numeric, p)
+		} else {
+			named = append(named, p)
+		}
+	}
 	if r.rule.AnyPort || len(numeric) > 0 {
 		ix.variant(r, "", numeric, NamedPort{}, false)
 	}
 	if len(named) > 0 {
-		ix.naming[r] = true
-		everybody := ix.acquire(Pods{})
-		r.peers = append(r.peers, everybody)
-		for _, n := range ix.numbersOf(r, named, everybody) {
+		for _, n := range ix.numbersOf(r, named) {
 			port := []Ports{{Protocol: n.Protocol, First: n.Number, Last: n.Number}}
 			name := fmt.Sprintf("#%s/%d/%d", n.Name, n.Protocol, n.Number)
 			if r.direction == flows.Ingress {
@@ -133,18 +142,33 @@ func (ix *Index) install(r *ruleState) {
 			}
 		}
 	}
-	slices.Sort(out.IDs)
+	slices.Sort(r.out.IDs)
+	for _, name := range before {
+		if !slices.Contains(r.ids, name) {
+			ix.forget(name)
+		}
+	}
 	ix.dirty.owners[string(r.owner)] = true
 }
 
-// numbersOf are the numbers that the named ports of a rule have at the pods that may receive.
-func (ix *Index) numbersOf(r *ruleState, named []Ports, everybody *selector) []NamedPort {
-	receivers := everybody
+// forget gives the number of a conjunction back.
+func (ix *Index) forget(name string) {
+	delete(ix.byConjunction, name)
+	ix.renumbered(ix.conjunctions.free(name))
+}
+
+// receivers are the pods at which the named ports of a rule are looked up.
+func (r *ruleState) receivers() *selector {
 	if r.direction == flows.Ingress {
-		receivers = r.policy.subject
+		return r.policy.subject
 	}
+	return r.peers[len(r.peers)-1]
+}
+
+// numbersOf are the numbers that the named ports of a rule have at the pods that may receive.
+func (ix *Index) numbersOf(r *ruleState, named []Ports) []NamedPort {
 	found := map[NamedPort]bool{}
-	for g := range receivers.groups {
+	for g := range r.receivers().groups {
 		for _, p := range g.ports {
 			if slices.ContainsFunc(named, func(n Ports) bool { return n.Name == p.Name && (n.Protocol == 0 || n.Protocol == p.Protocol) }) {
 				found[p] = true
@@ -308,7 +332,8 @@ func (g *group) shown(ix *Index, d flows.Direction) bool {
 	return false
 }
 
-func (ix *Index) uninstall(r *ruleState) {
+// empty undoes what fill entered, but for the numbers.
+func (ix *Index) empty(r *ruleState) {
 	for _, u := range r.uses {
 		users := u.selector.users[u.bucket]
 		if users[u.user]--; users[u.user] == 0 {
@@ -329,19 +354,27 @@ func (ix *Index) uninstall(r *ruleState) {
 		}
 		ix.dirty.conditions[u.condition] = true
 	}
+	r.uses, r.plain = nil, nil
+}
+
+// letGo undoes hold and fill.
+func (ix *Index) letGo(r *ruleState) {
+	ix.empty(r)
+	for _, name := range r.ids {
+		ix.forget(name)
+	}
+	r.ids, r.out = nil, nil
+	if len(r.names) > 0 {
+		delete(r.receivers().namers, r)
+	}
+	delete(ix.viaNodes, r)
+	delete(ix.dirty.rules, r)
 	for _, s := range r.peers {
 		ix.release(s)
 	}
 	for _, n := range r.names {
 		ix.mentionPort(n, -1)
 	}
-	for _, name := range r.ids {
-		delete(ix.byConjunction, name)
-		ix.renumbered(ix.conjunctions.free(name))
-	}
-	r.uses, r.plain, r.peers, r.names, r.ids, r.out = nil, nil, nil, nil, nil, nil
-	delete(ix.naming, r)
-	delete(ix.viaNodes, r)
 	ix.dirty.owners[string(r.owner)] = true
 }
 
@@ -349,13 +382,10 @@ func (ix *Index) uninstall(r *ruleState) {
 func (ix *Index) renumbered(names []string) {
 	for _, n := range names {
 		if r := ix.byConjunction[n]; r != nil {
-			ix.recheck(r)
+			ix.dirty.rules[r] = true
 		}
 	}
 }
-
-// recheck has a rule entered anew if it turns out to need other conjunctions.
-func (ix *Index) recheck(r *ruleState) { ix.dirty.rules[r] = ix.dirty.rules[r] }
 
 // PortMask is a port with those bits that count.
 type PortMask struct{ Port, Mask uint16 }

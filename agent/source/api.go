@@ -96,7 +96,11 @@ func (a *API) follow(k kind) error {
 		return err
 	}
 	link := newContact(k.Kind, a.log)
-	lw := link.attend(cache.NewListWatchFromClient(client, k.resource, metav1.NamespaceAll, fields.Everything()))
+	requests := cache.NewListWatchFromClient(client, k.resource, metav1.NamespaceAll, fields.Everything())
+	if k.GroupVersion() == clusterPolicies() {
+		requests = unlessInstalled(requests, func() runtime.Object { return &clusterPolicyList{} })
+	}
+	lw := link.attend(requests)
 	informer := cache.NewSharedIndexInformer(lw, k.make(), 0, cache.Indexers{})
 	err = informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) { link.broken(ctx, err) })
 	if err != nil {

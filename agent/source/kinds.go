@@ -37,6 +37,7 @@ func kinds(without ...string) []kind {
 	stripPod, podOf := slimmed(convertPod)
 	stripNamespace, namespaceOf := slimmed(convertNamespace)
 	stripPolicy, policyOf := slimmed(convertNetworkPolicy)
+	stripCluster, clusterOf := slimmed(convertClusterNetworkPolicy)
 	all := []kind{
 		{corev1.SchemeGroupVersion.WithKind("Node"), "nodes", false, func() object { return &corev1.Node{} }, stripNode, convertNode},
 		{corev1.SchemeGroupVersion.WithKind(kindService), "services", true, func() object { return &corev1.Service{} }, stripService, convertService},
@@ -44,6 +45,7 @@ func kinds(without ...string) []kind {
 		{corev1.SchemeGroupVersion.WithKind("Pod"), "pods", true, func() object { return &corev1.Pod{} }, stripPod, podOf},
 		{corev1.SchemeGroupVersion.WithKind("Namespace"), "namespaces", false, func() object { return &corev1.Namespace{} }, stripNamespace, namespaceOf},
 		{networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"), "networkpolicies", true, func() object { return &networkingv1.NetworkPolicy{} }, stripPolicy, policyOf},
+		{clusterPolicies().WithKind("ClusterNetworkPolicy"), "clusternetworkpolicies", false, func() object { return &ClusterNetworkPolicy{} }, stripCluster, clusterOf},
 	}
 	return slices.DeleteFunc(all, func(k kind) bool { return slices.Contains(without, k.Kind) })
 }
@@ -58,5 +60,5 @@ func ServiceKindNames() []string { return []string{kindService, kindSlice} }
 
 // addToScheme teaches a scheme the API groups of kinds, and Events.
 func addToScheme(s *runtime.Scheme) error {
-	return errors.Join(corev1.AddToScheme(s), discoveryv1.AddToScheme(s), networkingv1.AddToScheme(s))
+	return errors.Join(corev1.AddToScheme(s), discoveryv1.AddToScheme(s), networkingv1.AddToScheme(s), addClusterPolicies(s))
 }
