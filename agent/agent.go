@@ -91,9 +91,7 @@ func (a *Agent) build(ctx context.Context) error {
 			a.loop.readBack(cause)
 		},
 	}
-	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log, datapath: func() string {
-		return a.plumbing.datapath() + "@ovs-" + a.plumbing.datapath()
-	}})
+	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log})
 	a.pods = attach.New(attach.Config{
 		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{}, Flows: a.loop,
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
