@@ -45,6 +45,7 @@ func TestAServiceWithFiveThousandEndpointsIsHeldAndSpread(t *testing.T) {
 func TestWhatMeetsNoServicePaysNothing(t *testing.T) {
 	b := startBridge(t, 1, 2)
 	s := readScenario(t, "testdata/services-dual.txtar")
+	s.world.Services = udp(endpoints("198.18.2.9 beta rs"), "udp")
 	b.become(desired(t, s.world))
 	for _, packet := range []string{
 		"tcp,nw_src=198.18.1.2,nw_dst=198.18.2.77,tcp_src=40000,tcp_dst=80", "udp,nw_src=198.18.1.2,nw_dst=198.18.2.77,udp_src=40000,udp_dst=53",
@@ -63,7 +64,7 @@ func TestWhatMeetsNoServicePaysNothing(t *testing.T) {
 		}
 	}
 	// And what does meet one is tracked: else the test above proves nothing.
-	text, err := b.ctrl.Trace(b.ctx, bridgeName, webPort+",dl_dst=0e:77:00:00:00:01,tcp,nw_ttl=64,nw_src=198.18.1.2,nw_dst=198.19.0.10,tcp_dst=80", "--ct-next", "trk,new")
+	text, err := b.ctrl.Trace(b.ctx, bridgeName, webPort+",dl_dst=0e:77:00:00:00:01,udp,nw_ttl=64,nw_src=198.18.1.2,nw_dst=198.19.0.53,udp_dst=53", "--ct-next", "trk,new")
 	if err != nil || !strings.Contains(text, "ct(table=40,zone=30480,nat)") {
 		t.Errorf("a Service is not tracked: %v\n%s", err, text)
 	}
