@@ -96,9 +96,7 @@ func (a *Agent) build(ctx context.Context) error {
 			a.loop.readBack(cause)
 		},
 	}
-	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log, datapath: func() string {
-		return a.plumbing.datapath() + "@ovs-" + a.plumbing.datapath()
-	}})
+	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log})
 	a.cutter = newCutter(&cutter{daemon: a.daemon.current, log: a.log, cut: func(n int) { a.meter.cut.Add(float64(n)) }})
 	a.pods = attach.New(attach.Config{
 		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{ProcSys: a.cfg.ProcSys}, Flows: a.loop,

@@ -16,10 +16,9 @@ const flushTimeout = 10 * time.Second
 // hygiene makes the connection tracker forget connections to endpoints and Services that are gone. It is one
 // goroutine: the loop does not wait for it.
 type hygiene struct {
-	daemon   func() (*ovs.Daemon, error)
-	datapath func() string
-	log      logrus.FieldLogger
-	work     chan []flows.StaleConnections
+	daemon func() (*ovs.Daemon, error)
+	log    logrus.FieldLogger
+	work   chan []flows.StaleConnections
 }
 
 // hygieneQueue is how many changes may wait.
@@ -71,7 +70,7 @@ func (h *hygiene) flush(ctx context.Context, stale []flows.StaleConnections) err
 	}
 	for _, s := range stale {
 		if err := d.FlushConntrack(ctx, ovs.Connections{
-			Datapath: h.datapath(), Zone: flows.ZoneService, Protocol: flows.ProtocolNumber(s.Protocol), To: s.Frontend, From: s.Endpoint,
+			Zone: flows.ZoneService, Protocol: flows.ProtocolNumber(s.Protocol), To: s.Frontend, From: s.Endpoint,
 		}); err != nil {
 			return err
 		}

@@ -14,6 +14,9 @@ import (
 
 // objectChanged is told by the source that an object changed, or that it has synced.
 func (a *Agent) objectChanged(key source.Key) {
+	for _, p := range a.source.ProblemsOf(key) {
+		a.source.Event(source.Ref{Key: key}, source.EventWarning, "TwillNotUsed", p.Reason)
+	}
 	cause := key.String()
 	a.plumbing.kickObject(cause)
 	a.policies.note(key)

@@ -20,8 +20,6 @@ const (
 	// DPHash chooses by a hash that the datapath makes of the connection. The megaflows are as many as
 	// there are parts, not as there are connections.
 	DPHash Method = "dp_hash"
-	// HashConnection chooses by addresses and ports: one megaflow for each connection.
-	HashConnection Method = "hash"
 	// HashIPv4 and HashIPv6 choose by the address of the client alone.
 	HashIPv4 Method = "hash,fields=ip_src"
 	HashIPv6 Method = "hash,fields=ipv6_src"
@@ -60,14 +58,15 @@ func (g *Group) String() string {
 // fields of a selection method in parentheses.
 func (g *Group) command() string {
 	s := g.String()
-	for _, m := range []Method{HashIPv4, HashIPv6} {
-		if g.Method == m {
-			method, fields, _ := strings.Cut(string(m), ",fields=")
-			s = strings.Replace(s, "selection_method="+string(m), "selection_method="+method+",fields("+fields+")", 1)
-		}
+	if method, fields, ok := strings.Cut(string(g.Method), ",fields="); ok {
+		s = strings.Replace(s, "selection_method="+string(g.Method), "selection_method="+method+",fields("+fields+")", 1)
 	}
 	return s
 }
+
+// hashPort chooses by the client's port: one megaflow for each connection. Without any field Open vSwitch 3.1 always
+// chooses the same bucket.
+func hashPort(protocol string) Method { return Method("hash,fields=" + protocol + "_src") }
 
 // LiveGroup is one group as it was read back from the switch.
 type LiveGroup struct {

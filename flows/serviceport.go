@@ -215,7 +215,7 @@ func (p *servicePort) divided(ids []GroupID, list []Endpoint, m Method) *Group {
 	}
 	outer := m
 	if m == DPHash {
-		outer = HashConnection
+		outer = hashPort(p.port.Protocol)
 	}
 	// Which part an endpoint belongs to follows from its address: where one comes or goes, one part changes.
 	parts := make([][]Endpoint, n)

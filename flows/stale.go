@@ -60,10 +60,11 @@ func (p *ServicePort) keeps(e Endpoint) bool {
 	return i >= 0 && (p.Protocol == "tcp" || p.Endpoints[i].Ready || p.Endpoints[i].Serving)
 }
 
-// Unserved are the IPv4 addresses and ports of Services at which nobody takes connections at all.
+// Unserved are the IPv4 addresses and ports of Services, other than those of TCP, at which nobody takes connections
+// at all.
 func (s *Services) Unserved() (out []StaleConnections) {
 	for _, p := range s.Ports {
-		if slices.ContainsFunc(p.Endpoints, func(e Endpoint) bool { return e.Address.Is4() && (e.Ready || e.Serving && e.Terminating) }) {
+		if p.Protocol == "tcp" || slices.ContainsFunc(p.Endpoints, func(e Endpoint) bool { return e.Address.Is4() && (e.Ready || e.Serving && e.Terminating) }) {
 			continue
 		}
 		for _, f := range p.frontends(true) {

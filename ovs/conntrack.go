@@ -6,11 +6,9 @@ import (
 	"net/netip"
 )
 
-// Connections selects entries of the connection tracker of a datapath.
+// Connections selects entries of the connection tracker.
 type Connections struct {
-	// Datapath is TYPE@NAME, such as netdev@ovs-netdev.
-	Datapath string
-	Zone     uint16
+	Zone uint16
 	// Protocol is the IP protocol number.
 	Protocol uint8
 	// To is where the first packet was sent, From where answers come from; each may be not valid.
@@ -18,8 +16,10 @@ type Connections struct {
 }
 
 // FlushConntrack forgets connections, by dpctl/flush-conntrack (ovs-vswitchd(8)). Partial tuples need Open vSwitch 3.1.
+// That version takes the name of a datapath for a tuple when it is given beside two of those, so none is: it fails
+// where a daemon has datapaths of both types.
 func (d *Daemon) FlushConntrack(ctx context.Context, c Connections) error {
-	_, err := d.Call(ctx, "dpctl/flush-conntrack", c.Datapath, fmt.Sprintf("zone=%d", c.Zone),
+	_, err := d.Call(ctx, "dpctl/flush-conntrack", fmt.Sprintf("zone=%d", c.Zone),
 		tuple("dst", c.To, c.Protocol), tuple("src", c.From, c.Protocol))
 	return err
 }

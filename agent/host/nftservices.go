@@ -14,8 +14,8 @@ import (
 //	nodeport-*   what is for a node port at one of the node's own addresses gets the address by which the bridge
 //	             knows node ports; the port stays
 //	prerouting   what the bridge hands back because nobody serves it is rejected at once
-//	output       what the node itself sends to nobody over IPv4 is rejected here: the kernel makes no ICMP error in the
-//	             name of an address of a Service to one of its own
+//	output       what the node itself sends to nobody over IPv4, TCP aside, is rejected here: the kernel makes no ICMP
+//	             error in the name of an address of a Service to one of its own
 type NFTServices struct {
 	// NodePorts are the ports of each family that are served.
 	NodePorts []NodePort

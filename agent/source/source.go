@@ -119,6 +119,8 @@ type Source interface {
 	Keys(kind string) []Key
 	// Problems are all that there are now, sorted.
 	Problems() []Problem
+	// ProblemsOf are those of one object.
+	ProblemsOf(Key) []Problem
 	// Alive is nil while every watcher works; else it names what is dead, since when and why.
 	Alive() error
 	// Event records something about an object where an operator looks for it. It does not block.

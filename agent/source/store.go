@@ -185,6 +185,13 @@ func (s *store) Problems() []Problem {
 	return list
 }
 
+// ProblemsOf implements Source.
+func (s *store) ProblemsOf(key Key) []Problem {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Clone(s.entries[key].problems)
+}
+
 func compareKeys(a, b Key) int {
 	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }

@@ -21,7 +21,15 @@ func TestWhatNobodyServesIsRejectedAtOnce(t *testing.T) {
 	apply(t, l, none.String()+"---\n"+served.String())
 	for _, family := range []string{"IPv4", "IPv6"} {
 		ready(t, pods["client"].NetNS, served.vip(family))
-		for _, c := range []struct{ name, ns string }{{"pod", pods["client"].NetNS}, {"process of the node", nodeNS(t, l, "node-1")}} {
+		host := nodeNS(t, l, "node-1")
+		ready(t, host, served.vip(family)) // its routes are there; its nftables follow
+		eventually(t, 5*patience, "the node rejects", func() error {
+			if _, err := talkWithin(host, "udp", none.vip(family), shortly/4); !refused(err) {
+				return fmt.Errorf("got %v", err)
+			}
+			return nil
+		})
+		for _, c := range []struct{ name, ns string }{{"pod", pods["client"].NetNS}, {"process of the node", host}} {
 			for _, network := range []string{"tcp", "udp"} {
 				for what, to := range map[string]netip.AddrPort{"no endpoints": none.vip(family), "no such port": netip.AddrPortFrom(served.vip(family).Addr(), 81)} {
 					if what == "no such port" && network == "udp" && family == "IPv4" && c.name != "pod" {
@@ -167,10 +175,10 @@ func TestDatagramsLeaveAnEndpointThatIsGoneAndConnectionsToOthersStay(t *testing
 		less := s
 		less.endpoints = []lab.Pod{pods["far"]}
 		apply(t, l, less.String())
-		eventually(t, time.Second, "no datagram goes to an endpoint that is gone", func() error {
+		eventually(t, 2*time.Second, "no datagram goes to an endpoint that is gone", func() error {
 			for i, c := range conns {
 				if i%2 == 1 {
-					if a, err := ask(c); err != nil || a.server != "far" {
+					if a, err := askWithin(c, shortly/10); err != nil || a.server != "far" {
 						return fmt.Errorf("connection %d: %v, %v", i, a, err)
 					}
 				}

@@ -16,10 +16,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/twill-net/twill/test/lab"
 	"github.com/twill-net/twill/test/ovsd"
@@ -53,10 +55,6 @@ func up(t *testing.T, o lab.Options) *lab.Lab {
 				data, _ := os.ReadFile(file)
 				lines := strings.Split(strings.TrimSpace(string(data)), "\n")
 				t.Logf("%s:\n%s", file, strings.Join(lines[max(0, len(lines)-12):], "\n"))
-			}
-			if os.Getenv("KEEP") != "" {
-				t.Logf("lab %s in %s is kept", o.Name, os.Getenv("TWILL_LAB_DIR"))
-				return
 			}
 		}
 		if err := lab.Down(context.WithoutCancel(t.Context()), o.Name); err != nil {
@@ -187,6 +185,13 @@ func dialWithin(ns, network string, to netip.AddrPort, from uint16, within time.
 	err = inside(ns, func() error {
 		d := net.Dialer{Timeout: within}
 		if from != 0 {
+			d.Control = func(_, _ string, raw syscall.RawConn) (err error) { // several connections from one port
+				failed := raw.Control(func(fd uintptr) {
+					err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+						unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+				})
+				return errors.Join(failed, err)
+			}
 			d.LocalAddr = &net.TCPAddr{Port: int(from)}
 			if network == "udp" {
 				d.LocalAddr = &net.UDPAddr{Port: int(from)}
@@ -295,8 +300,8 @@ func nodeNS(t *testing.T, l *lab.Lab, name string) string {
 
 func outsideNS(l *lab.Lab) string { return "/run/netns/twl-" + l.Name + "-outside" }
 
-// refused is true for what a reset or an ICMP error makes of a conversation.
+// refused is true for what a reset or an ICMP error makes of a conversation, and a reject on the way out (EPERM).
 func refused(err error) bool {
 	var n net.Error
-	return err != nil && !(errors.As(err, &n) && n.Timeout()) && strings.Contains(err.Error(), "refused")
+	return err != nil && !(errors.As(err, &n) && n.Timeout()) && (strings.Contains(err.Error(), "refused") || errors.Is(err, unix.EPERM))
 }
