@@ -35,6 +35,7 @@ type Agent struct {
 	peers    *peers
 	services *services
 	hygiene  *hygiene
+	healths  *healthPorts
 	health   *health
 
 	mu     sync.Mutex
@@ -91,6 +92,7 @@ func (a *Agent) build(ctx context.Context) error {
 			a.loop.readBack(cause)
 		},
 	}
+	a.healths = newHealthPorts(&healthPorts{want: a.wantedHealthPorts, healthy: func() bool { return a.loop.ready() == nil }, failed: a.healthPortFailed, log: a.log})
 	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log})
 	a.pods = attach.New(attach.Config{
 		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{}, Flows: a.loop,
@@ -188,6 +190,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 	part("the loop", endless(a.loop.run))
 	part("the host's plumbing", endless(a.plumbing.run))
 	part("the connection tracker", endless(a.hygiene.run))
+	part("the healthCheckNodePorts", endless(a.healths.run))
 	part("the probes", endless(a.peers.run))
 	part("the audit", endless(a.audit))
 	part("the CNI server", a.serveCNI)
