@@ -38,6 +38,7 @@ type Agent struct {
 	peers    *peers
 	services *services
 	hygiene  *hygiene
+	healths  *healthPorts
 	health   *health
 
 	mu     sync.Mutex
@@ -96,6 +97,7 @@ func (a *Agent) build(ctx context.Context) error {
 			a.loop.readBack(cause)
 		},
 	}
+	a.healths = newHealthPorts(&healthPorts{want: a.wantedHealthPorts, healthy: func() bool { return a.loop.ready() == nil }, failed: a.healthPortFailed, log: a.log})
 	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log})
 	a.cutter = newCutter(&cutter{daemon: a.daemon.current, log: a.log, cut: func(n int) { a.meter.cut.Add(float64(n)) }})
 	a.pods = attach.New(attach.Config{
@@ -198,6 +200,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 	part("the connection tracker", endless(a.hygiene.run))
 	part("the watch of connections", endless(a.cutter.run))
 	part("the log of denials", endless(a.denials.run))
+	part("the healthCheckNodePorts", endless(a.healths.run))
 	part("the probes", endless(a.peers.run))
 	part("the audit", endless(a.audit))
 	part("the CNI server", a.serveCNI)

@@ -110,6 +110,9 @@ func (a *Agent) applied(before, now *flows.World) {
 		a.tellFaults(before, now)
 	}
 	a.peers.follow(before, now)
+	if before == nil || before.Services != now.Services {
+		a.healths.kick()
+	}
 	a.finishRestore()
 }
 

@@ -59,7 +59,7 @@ func TestEveryTableEndsInACountedDrop(t *testing.T) {
 		}
 		want := len(flows.Tables()) - 1 // packets fill the table sticky themselves
 		if s.world.Services == nil {
-			want = 7
+			want = 14
 		}
 		if len(used) != want {
 			t.Errorf("%s: %d tables are used, want %d", s.name, len(used), want)
