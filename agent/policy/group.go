@@ -126,7 +126,7 @@ func (ix *Index) regroup(m *member) {
 	g.pods[m] = true
 	ix.dirty.peers[m.Key()] = true
 	if _, here := ix.local[m.Key()]; here {
-		ix.dirty.local[m.Key()] = true
+		ix.dirty.isolation[m.Key()] = true
 	}
 	if len(g.pods) == 1 {
 		ix.rematch(g)
@@ -244,7 +244,7 @@ func (ix *Index) touched(s *selector, g *group) {
 	for m := range g.pods {
 		ix.dirty.peers[m.Key()] = true
 		if _, here := ix.local[m.Key()]; here {
-			ix.dirty.local[m.Key()] = true
+			ix.dirty.isolation[m.Key()] = true
 		}
 	}
 }

@@ -23,6 +23,7 @@ type Index struct {
 	policies   map[string]*policyState
 	cluster    map[string]*policyState // those without a namespace
 	local      map[string]Local
+	selected   map[string]map[*policyState]bool // the policies of a pod of this node
 
 	holders   map[netip.Addr]*member   // who has an address
 	contested map[netip.Addr][]*member // the others that claim it, too
@@ -46,7 +47,8 @@ type Index struct {
 type dirt struct {
 	conditions map[flows.Condition]bool
 	peers      map[string]bool
-	local      map[string]bool
+	local      map[string]bool // whom do policies select?
+	isolation  map[string]bool // what do they do to it?
 	policies   map[string]bool
 	rules      map[*ruleState]bool
 	owners     map[string]bool
@@ -54,7 +56,7 @@ type dirt struct {
 
 func newDirt() dirt {
 	return dirt{
-		conditions: map[flows.Condition]bool{}, peers: map[string]bool{}, local: map[string]bool{},
+		conditions: map[flows.Condition]bool{}, peers: map[string]bool{}, local: map[string]bool{}, isolation: map[string]bool{},
 		policies: map[string]bool{}, rules: map[*ruleState]bool{}, owners: map[string]bool{},
 	}
 }
@@ -63,7 +65,7 @@ func newDirt() dirt {
 func NewIndex() *Index {
 	return &Index{
 		pods: map[string]*member{}, namespaces: map[string]*space{}, nodes: map[string]*Node{},
-		policies: map[string]*policyState{}, cluster: map[string]*policyState{}, local: map[string]Local{},
+		policies: map[string]*policyState{}, cluster: map[string]*policyState{}, local: map[string]Local{}, selected: map[string]map[*policyState]bool{},
 		holders: map[netip.Addr]*member{}, contested: map[netip.Addr][]*member{},
 		selectors: map[string]*selector{}, wide: map[*selector]bool{}, keys: map[string]int{}, names: map[string]int{},
 		identities: newIDs(0x7fffffff, 1<<31), conjunctions: newIDs(0x7fffffff, 0),
@@ -169,7 +171,7 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 	if ps != nil {
 		ix.end(ps)
 		for key := range ps.local {
-			ix.dirty.local[key] = true
+			ix.unselect(ps, key)
 		}
 		delete(ix.policies, owner)
 		delete(ix.cluster, owner)
@@ -197,8 +199,10 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 		near = s.local
 	}
 	check := func(key string) {
-		if m := ix.known(key); m == nil || ix.selects(p, m.Namespace, m.Labels) {
-			ix.dirty.local[key] = true
+		if m := ix.known(key); m == nil {
+			ix.dirty.isolation[key] = true
+		} else if ix.selects(p, m.Namespace, m.Labels) {
+			ix.selectPod(ps, key)
 		}
 	}
 	if p.Namespace != "" {
@@ -218,7 +222,7 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 func (ix *Index) suspects(namespace string) {
 	for key, l := range ix.local {
 		if (namespace == "" || l.Namespace == namespace) && ix.known(key) == nil {
-			ix.dirty.local[key] = true
+			ix.dirty.isolation[key] = true
 		}
 	}
 }
