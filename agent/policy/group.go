@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -13,6 +14,8 @@ import (
 type member struct {
 	*Pod
 	group *group
+	// declared are the addresses of its object; those of Pod are the ones that count.
+	declared []netip.Addr
 }
 
 // space is what is known in connection with one namespace.

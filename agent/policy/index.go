@@ -13,6 +13,12 @@ type Local struct {
 	Namespace, Pod string
 	// UID is what the runtime said; empty if it said nothing.
 	UID string
+	// Addresses are those of its port row: known before any status tells them, and true for certain.
+	Addresses []netip.Addr
+}
+
+func (l Local) equal(o Local) bool {
+	return l.Namespace == o.Namespace && l.Pod == o.Pod && l.UID == o.UID && slices.Equal(l.Addresses, o.Addresses)
 }
 
 // Index resolves policies. Its methods must not be called from several goroutines at once.
@@ -135,7 +141,8 @@ func (ix *Index) SetPod(key string, p *Pod) {
 		m.Pod = &Pod{}
 		*m.Pod = *p
 		m.Addresses = had
-		ix.addresses(m, p.Addresses)
+		m.declared = p.Addresses
+		ix.addresses(m, ix.effective(m))
 		ix.regroup(m)
 	}
 	ix.dirty.peers[key] = true
@@ -147,7 +154,7 @@ func (ix *Index) SetPod(key string, p *Pod) {
 // SetLocal takes over the pods of this node, by namespace/name.
 func (ix *Index) SetLocal(local map[string]Local) {
 	for key, l := range ix.local {
-		if now, ok := local[key]; !ok || now != l {
+		if now, ok := local[key]; !ok || !now.equal(l) {
 			ix.dirty.local[key] = true
 			if !ok {
 				s := ix.space(l.Namespace)
@@ -157,12 +164,28 @@ func (ix *Index) SetLocal(local map[string]Local) {
 		}
 	}
 	for key, l := range local {
-		if was, ok := ix.local[key]; !ok || was != l {
+		if was, ok := ix.local[key]; !ok || !was.equal(l) {
 			ix.dirty.local[key] = true
 			ix.space(l.Namespace).local[key] = true
 		}
 	}
+	before := ix.local
 	ix.local = maps.Clone(local)
+	for _, side := range []map[string]Local{before, local} {
+		for key := range side {
+			if m := ix.pods[key]; m != nil && !slices.Equal(before[key].Addresses, local[key].Addresses) {
+				ix.addresses(m, ix.effective(m))
+			}
+		}
+	}
+}
+
+// effective are the addresses that count for a pod: those of its port row, if it is here, else those of its object.
+func (ix *Index) effective(m *member) []netip.Addr {
+	if l, here := ix.local[m.Key()]; here && len(l.Addresses) > 0 && m.Is(l.UID) {
+		return l.Addresses
+	}
+	return m.declared
 }
 
 // SetPolicy takes over a policy by its Owner; nil means that there is none.
