@@ -71,7 +71,7 @@ func (p *policies) update(pods map[flows.Owner][]flows.Attachment) *flows.Policy
 					continue
 				}
 			}
-			local[key] = policy.Local{Namespace: a.Namespace, Pod: a.Pod, UID: a.UID}
+			local[key] = policy.Local{Namespace: a.Namespace, Pod: a.Pod, UID: a.UID, Addresses: a.Addresses}
 		}
 	}
 	p.index.SetLocal(local)

@@ -141,7 +141,9 @@ func (a *Agent) liveFlows(ctx context.Context, owner string) ([]LiveFlow, error)
 			if err == nil {
 				x.Sentence = names.Explain(said)
 			}
-			if owner == "" || string(x.Owner) == owner || strings.HasPrefix(string(x.Owner), owner+"/") || strings.HasPrefix(string(x.Owner), owner+":") {
+			// A condition is shared by rules, and its sentence names them.
+			if owner == "" || string(x.Owner) == owner || strings.HasPrefix(string(x.Owner), owner+"/") || strings.HasPrefix(string(x.Owner), owner+":") ||
+				strings.HasPrefix(string(x.Owner), "clause/") && strings.Contains(x.Sentence, " "+owner+"/") {
 				out = append(out, x)
 			}
 		}

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -13,6 +14,8 @@ import (
 type member struct {
 	*Pod
 	group *group
+	// declared are the addresses of its object; those of Pod are the ones that count.
+	declared []netip.Addr
 }
 
 // space is what is known in connection with one namespace.
@@ -126,7 +129,7 @@ func (ix *Index) regroup(m *member) {
 	g.pods[m] = true
 	ix.dirty.peers[m.Key()] = true
 	if _, here := ix.local[m.Key()]; here {
-		ix.dirty.local[m.Key()] = true
+		ix.dirty.isolation[m.Key()] = true
 	}
 	if len(g.pods) == 1 {
 		ix.rematch(g)
@@ -244,7 +247,7 @@ func (ix *Index) touched(s *selector, g *group) {
 	for m := range g.pods {
 		ix.dirty.peers[m.Key()] = true
 		if _, here := ix.local[m.Key()]; here {
-			ix.dirty.local[m.Key()] = true
+			ix.dirty.isolation[m.Key()] = true
 		}
 	}
 }

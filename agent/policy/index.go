@@ -13,6 +13,12 @@ type Local struct {
 	Namespace, Pod string
 	// UID is what the runtime said; empty if it said nothing.
 	UID string
+	// Addresses are those of its port row: known before any status tells them, and true for certain.
+	Addresses []netip.Addr
+}
+
+func (l Local) equal(o Local) bool {
+	return l.Namespace == o.Namespace && l.Pod == o.Pod && l.UID == o.UID && slices.Equal(l.Addresses, o.Addresses)
 }
 
 // Index resolves policies. Its methods must not be called from several goroutines at once.
@@ -23,6 +29,7 @@ type Index struct {
 	policies   map[string]*policyState
 	cluster    map[string]*policyState // those without a namespace
 	local      map[string]Local
+	selected   map[string]map[*policyState]bool // the policies of a pod of this node
 
 	holders   map[netip.Addr]*member   // who has an address
 	contested map[netip.Addr][]*member // the others that claim it, too
@@ -46,7 +53,8 @@ type Index struct {
 type dirt struct {
 	conditions map[flows.Condition]bool
 	peers      map[string]bool
-	local      map[string]bool
+	local      map[string]bool // whom do policies select?
+	isolation  map[string]bool // what do they do to it?
 	policies   map[string]bool
 	rules      map[*ruleState]bool
 	owners     map[string]bool
@@ -54,7 +62,7 @@ type dirt struct {
 
 func newDirt() dirt {
 	return dirt{
-		conditions: map[flows.Condition]bool{}, peers: map[string]bool{}, local: map[string]bool{},
+		conditions: map[flows.Condition]bool{}, peers: map[string]bool{}, local: map[string]bool{}, isolation: map[string]bool{},
 		policies: map[string]bool{}, rules: map[*ruleState]bool{}, owners: map[string]bool{},
 	}
 }
@@ -63,7 +71,7 @@ func newDirt() dirt {
 func NewIndex() *Index {
 	return &Index{
 		pods: map[string]*member{}, namespaces: map[string]*space{}, nodes: map[string]*Node{},
-		policies: map[string]*policyState{}, cluster: map[string]*policyState{}, local: map[string]Local{},
+		policies: map[string]*policyState{}, cluster: map[string]*policyState{}, local: map[string]Local{}, selected: map[string]map[*policyState]bool{},
 		holders: map[netip.Addr]*member{}, contested: map[netip.Addr][]*member{},
 		selectors: map[string]*selector{}, wide: map[*selector]bool{}, keys: map[string]int{}, names: map[string]int{},
 		identities: newIDs(0x7fffffff, 1<<31), conjunctions: newIDs(0x7fffffff, 0),
@@ -133,7 +141,8 @@ func (ix *Index) SetPod(key string, p *Pod) {
 		m.Pod = &Pod{}
 		*m.Pod = *p
 		m.Addresses = had
-		ix.addresses(m, p.Addresses)
+		m.declared = p.Addresses
+		ix.addresses(m, ix.effective(m))
 		ix.regroup(m)
 	}
 	ix.dirty.peers[key] = true
@@ -145,7 +154,7 @@ func (ix *Index) SetPod(key string, p *Pod) {
 // SetLocal takes over the pods of this node, by namespace/name.
 func (ix *Index) SetLocal(local map[string]Local) {
 	for key, l := range ix.local {
-		if now, ok := local[key]; !ok || now != l {
+		if now, ok := local[key]; !ok || !now.equal(l) {
 			ix.dirty.local[key] = true
 			if !ok {
 				s := ix.space(l.Namespace)
@@ -155,12 +164,28 @@ func (ix *Index) SetLocal(local map[string]Local) {
 		}
 	}
 	for key, l := range local {
-		if was, ok := ix.local[key]; !ok || was != l {
+		if was, ok := ix.local[key]; !ok || !was.equal(l) {
 			ix.dirty.local[key] = true
 			ix.space(l.Namespace).local[key] = true
 		}
 	}
+	before := ix.local
 	ix.local = maps.Clone(local)
+	for _, side := range []map[string]Local{before, local} {
+		for key := range side {
+			if m := ix.pods[key]; m != nil && !slices.Equal(before[key].Addresses, local[key].Addresses) {
+				ix.addresses(m, ix.effective(m))
+			}
+		}
+	}
+}
+
+// effective are the addresses that count for a pod: those of its port row, if it is here, else those of its object.
+func (ix *Index) effective(m *member) []netip.Addr {
+	if l, here := ix.local[m.Key()]; here && len(l.Addresses) > 0 && m.Is(l.UID) {
+		return l.Addresses
+	}
+	return m.declared
 }
 
 // SetPolicy takes over a policy by its Owner; nil means that there is none.
@@ -169,7 +194,7 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 	if ps != nil {
 		ix.end(ps)
 		for key := range ps.local {
-			ix.dirty.local[key] = true
+			ix.unselect(ps, key)
 		}
 		delete(ix.policies, owner)
 		delete(ix.cluster, owner)
@@ -197,8 +222,10 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 		near = s.local
 	}
 	check := func(key string) {
-		if m := ix.known(key); m == nil || ix.selects(p, m.Namespace, m.Labels) {
-			ix.dirty.local[key] = true
+		if m := ix.known(key); m == nil {
+			ix.dirty.isolation[key] = true
+		} else if ix.selects(p, m.Namespace, m.Labels) {
+			ix.selectPod(ps, key)
 		}
 	}
 	if p.Namespace != "" {
@@ -218,7 +245,7 @@ func (ix *Index) SetPolicy(owner string, p *Policy) {
 func (ix *Index) suspects(namespace string) {
 	for key, l := range ix.local {
 		if (namespace == "" || l.Namespace == namespace) && ix.known(key) == nil {
-			ix.dirty.local[key] = true
+			ix.dirty.isolation[key] = true
 		}
 	}
 }

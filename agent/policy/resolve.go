@@ -15,7 +15,7 @@ import (
 func (ix *Index) Policy() *flows.Policy {
 	ix.settle()
 	pods, podsGone := map[string]*flows.Isolation{}, []string(nil)
-	for key := range ix.dirty.local {
+	for key := range ix.dirty.isolation {
 		now := ix.isolation(key)
 		was, had := ix.out.Pods.Get(key)
 		switch {
@@ -95,19 +95,14 @@ func (ix *Index) settle() {
 func (ix *Index) choose(key string) {
 	l, here := ix.local[key]
 	m := ix.known(key)
+	ix.dirty.isolation[key] = true
 	look := func(ps *policyState) {
-		now := here && m != nil && ix.selects(ps.Policy, l.Namespace, m.Labels)
-		if ps.local[key] == now {
-			if now {
-				ix.begin(ps)
+		if here && m != nil && ix.selects(ps.Policy, l.Namespace, m.Labels) {
+			ix.selectPod(ps, key)
+		} else if ps.local[key] {
+			if ix.unselect(ps, key); len(ps.local) == 0 {
+				ix.end(ps)
 			}
-			return
-		}
-		if now {
-			ps.local[key] = true
-			ix.begin(ps)
-		} else if delete(ps.local, key); len(ps.local) == 0 {
-			ix.end(ps)
 		}
 	}
 	namespace, _, _ := strings.Cut(key, "/")
@@ -122,6 +117,25 @@ func (ix *Index) choose(key string) {
 	if m != nil && m.group != nil {
 		ix.soil(m.group)
 	}
+}
+
+// selectPod notes that a policy selects a pod of this node, and has it put in force.
+func (ix *Index) selectPod(ps *policyState, key string) {
+	ps.local[key] = true
+	if ix.selected[key] == nil {
+		ix.selected[key] = map[*policyState]bool{}
+	}
+	ix.selected[key][ps] = true
+	ix.dirty.isolation[key] = true
+	ix.begin(ps)
+}
+
+func (ix *Index) unselect(ps *policyState, key string) {
+	delete(ps.local, key)
+	if delete(ix.selected[key], ps); len(ix.selected[key]) == 0 {
+		delete(ix.selected, key)
+	}
+	ix.dirty.isolation[key] = true
 }
 
 // isolation is what policies do to a pod of this node.
@@ -142,12 +156,11 @@ func (ix *Index) isolation(key string) *flows.Isolation {
 		return &flows.Isolation{Identity: 1 << 31, Closed: "its Namespace is not known, and ClusterNetworkPolicies may select it"}
 	}
 	out := &flows.Isolation{Identity: 1 << 31}
-	selected := false
-	look := func(ps *policyState) {
-		if !ps.local[key] {
-			return
-		}
-		selected = true
+	policies := slices.SortedFunc(maps.Keys(ix.selected[key]), func(a, b *policyState) int { return cmp.Compare(a.owner, b.owner) })
+	if len(policies) == 0 {
+		return nil
+	}
+	for _, ps := range policies {
 		if ps.Broken != "" {
 			out.Closed = fmt.Sprintf("%s cannot be used: %s", ps.owner, ps.Broken)
 		}
@@ -160,15 +173,6 @@ func (ix *Index) isolation(key string) *flows.Isolation {
 		if ps.IsolatesEgress {
 			out.Egress = append(out.Egress, ps.title())
 		}
-	}
-	for _, owner := range slices.Sorted(maps.Keys(s.policies)) {
-		look(s.policies[owner])
-	}
-	for _, owner := range slices.Sorted(maps.Keys(ix.cluster)) {
-		look(ix.cluster[owner])
-	}
-	if !selected {
-		return nil
 	}
 	if m.group != nil && m.group.identity != 0 {
 		out.Identity = m.group.identity

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -157,14 +158,21 @@ func (s *apiServer) seen() (requests, events []string) {
 
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	verb := strings.ToLower(r.Method)
-	if r.URL.Path == "/api/v1/nodes" {
+	others := map[string]runtime.Object{
+		"/api/v1/pods": &corev1.PodList{}, "/api/v1/namespaces": &corev1.NamespaceList{},
+		"/apis/networking.k8s.io/v1/networkpolicies": &networkingv1.NetworkPolicyList{},
+	}
+	empty, other := others[r.URL.Path]
+	if r.URL.Path == "/api/v1/nodes" || other {
 		verb = "list"
 		if r.URL.Query().Get("watch") == "true" {
 			verb = "watch"
 		}
 	}
 	s.mu.Lock()
-	s.requests = append(s.requests, verb+" "+r.URL.Path+" "+r.Header.Get("Accept"))
+	if !other && !strings.HasPrefix(r.URL.Path, "/apis/policy.") {
+		s.requests = append(s.requests, verb+" "+r.URL.Path+" "+r.Header.Get("Accept"))
+	}
 	denied := verb == s.deny
 	s.mu.Unlock()
 	switch {
@@ -172,10 +180,12 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "nodes is forbidden: the ServiceAccount may not "+verb, http.StatusForbidden)
 	case r.URL.Path == "/version":
 		fmt.Fprint(w, `{"major":"1","minor":"34","gitVersion":"v1.34.1"}`)
+	case verb == "list" && other:
+		s.encode(w, empty)
 	case verb == "list":
 		s.list(w)
 	case verb == "watch":
-		s.watch(w, r)
+		s.watch(w, r, !other)
 	case strings.HasSuffix(r.URL.Path, "/events") || strings.Contains(r.URL.Path, "/events/"):
 		s.event(w, r)
 	default:
@@ -199,14 +209,23 @@ func (s *apiServer) list(w http.ResponseWriter) {
 	for _, n := range s.nodes {
 		list.Items = append(list.Items, *n)
 	}
+	s.encode(w, list)
+}
+
+// encode sends a list: that of the Nodes, or of a kind of which there are none.
+func (s *apiServer) encode(w http.ResponseWriter, list runtime.Object) {
 	w.Header().Set("Content-Type", runtime.ContentTypeProtobuf)
-	encoder := s.codecs.EncoderForVersion(s.protobuf().Serializer, corev1.SchemeGroupVersion)
+	gv := corev1.SchemeGroupVersion
+	if _, ok := list.(*networkingv1.NetworkPolicyList); ok {
+		gv = networkingv1.SchemeGroupVersion
+	}
+	encoder := s.codecs.EncoderForVersion(s.protobuf().Serializer, gv)
 	if err := encoder.Encode(list, w); err != nil {
 		s.t.Error(err)
 	}
 }
 
-func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
+func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, nodes bool) {
 	info := s.protobuf()
 	w.Header().Set("Content-Type", runtime.ContentTypeProtobuf+";stream=watch")
 	w.WriteHeader(http.StatusOK)
@@ -221,7 +240,11 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	for {
 		s.mu.Lock()
-		events, changed, cut := s.history[from:], s.changed, s.cuts != cuts
+		var events []watch.Event
+		if nodes {
+			events = s.history[from:]
+		}
+		changed, cut := s.changed, s.cuts != cuts
 		s.mu.Unlock()
 		if cut {
 			return

@@ -14,12 +14,12 @@ import (
 
 func flowsCommand() *cobra.Command {
 	var c client
-	var pod, node, service, owner string
+	var pod, node, service, policy, owner string
 	var raw, drops bool
 	cmd := &cobra.Command{
 		Use:     "flows",
 		Short:   "The live flow table in words, by the object each flow exists for",
-		Example: "  twill flows --pod default/web-0\n  twill flows --node worker-2 --raw\n  twill flows --service kube-system/kube-dns\n  twill flows --drops",
+		Example: "  twill flows --pod default/web-0\n  twill flows --node worker-2 --raw\n  twill flows --service kube-system/kube-dns\n  twill flows --policy shop/db\n  twill flows --drops",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -33,6 +33,10 @@ func flowsCommand() *cobra.Command {
 				owner = "service/" + service
 			case node != "":
 				owner = "node/" + node
+			case strings.Contains(policy, "/"):
+				owner = "networkpolicy/" + policy
+			case policy != "":
+				owner = "clusternetworkpolicy/" + policy
 			}
 			var list []agent.LiveFlow
 			if err := c.get(cmd.Context(), "/v1/flows", url.Values{"owner": {owner}}, &list); err != nil {
@@ -50,10 +54,11 @@ func flowsCommand() *cobra.Command {
 	cmd.Flags().StringVar(&pod, "pod", "", "flows of one pod, NAMESPACE/NAME")
 	cmd.Flags().StringVar(&node, "node", "", "flows of one node")
 	cmd.Flags().StringVar(&service, "service", "", "flows of one Service, NAMESPACE/NAME[:PORT]")
+	cmd.Flags().StringVar(&policy, "policy", "", "flows of one NetworkPolicy, NAMESPACE/NAME, or ClusterNetworkPolicy, NAME, with the conditions it shares")
 	cmd.Flags().StringVar(&owner, "owner", "", "flows of one owner, as printed")
 	cmd.Flags().BoolVar(&drops, "drops", false, "only flows that drop")
 	cmd.Flags().BoolVar(&raw, "raw", false, "print the line of ovs-ofctl below each flow")
-	cmd.MarkFlagsMutuallyExclusive("pod", "node", "service", "owner")
+	cmd.MarkFlagsMutuallyExclusive("pod", "node", "service", "policy", "owner")
 	c.flags(cmd)
 	return cmd
 }

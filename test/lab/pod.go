@@ -264,3 +264,6 @@ func (l *Lab) RemovePod(ctx context.Context, ref string) error {
 	}
 	return l.forget(p)
 }
+
+// NetNSPath is where the network namespace of a pod is, or will be once AddPod has made it.
+func NetNSPath(l *Lab, p Pod) string { return netnsPath(l.podNS(p.Namespace, p.Name)) }
