@@ -34,7 +34,7 @@ func (p Programs) BuildAgnhost(ctx context.Context, checkout, dir string) (archi
 	if err != nil {
 		return "", err
 	}
-	source, err := p.goTool(ctx, "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
+	source, err := goTool(ctx, p.source, "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
 	if err != nil {
 		return "", err
 	}
