@@ -78,7 +78,7 @@ func podsReachEachOther(t *testing.T, c *Cluster, root string) {
 					t.Errorf("%s to %s: %v: %s", from.Node, to.Node, err, out)
 				}
 				url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 8080).String() + "/hostname"
-				if out, err := c.Exec(ctx, from.Name, "wget", "-T5", "-qO-", url); err != nil || out != to.Name {
+				if out, err := c.Exec(ctx, from.Name, "timeout", "5", "wget", "-qO-", url); err != nil || out != to.Name {
 					t.Errorf("%s to %s: %s says %q, want %q: %v", from.Node, to.Node, url, out, to.Name, err)
 				}
 				tried++
@@ -132,7 +132,7 @@ func namesAndServices(t *testing.T, c *Cluster) {
 		for ip := range strings.FieldsSeq(ips) {
 			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 80).String() + "/hostname"
 			for range 8 {
-				out, err := c.Exec(ctx, from.Name, "wget", "-T5", "-qO-", url)
+				out, err := c.Exec(ctx, from.Name, "timeout", "5", "wget", "-qO-", url)
 				if err != nil {
 					t.Errorf("%s: %s: %v", from.Node, url, err)
 				}
