@@ -13,7 +13,7 @@ import (
 func TestHelm3TakesTheChart(t *testing.T) {
 	four, err := Build(t.Context(), checkout(t), t.Logf)
 	must(t, err)
-	three, err := build(t.Context(), filepath.Join(checkout(t), "test/cluster/e2e"), t.Logf, []target{{out: "helm", pkg: "helm.sh/helm/v3/cmd/helm"}})
+	three, err := build(t.Context(), filepath.Join(checkout(t), e2eModule), t.Logf, []target{{out: "helm", pkg: "helm.sh/helm/v3/cmd/helm"}})
 	must(t, err)
 	if said, err := three.helm(t.Context(), checkout(t), "lint", "--strict", "charts/twill"); err != nil {
 		t.Errorf("%v\n%s", err, said)
