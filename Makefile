@@ -11,7 +11,7 @@ FUZZTIME ?= 30s
 # A package may use a whole core and a lab of its own; two at a time suit a small machine.
 TEST      = CI=true $(GO) test -count=1 -p 2 -timeout 15m
 
-.PHONY: help build test unit lint lint-selftest demo bench fuzz deps clean image chart cluster cluster-deps e2e-smoke e2e e2e-faults
+.PHONY: help build test unit lint lint-selftest demo bench kernel fuzz deps clean image chart cluster cluster-deps e2e-smoke e2e e2e-faults
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ demo: ## Three nodes, pods and pings on this machine, from nothing; KEEP=1 leave
 bench: deps build ## Benchmarks, each beside a baseline; docs/benchmarks.md has results to compare with
 	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 60m ./...
 	$(GO) run ./test/bench
+
+kernel: build ## The lab tests on the kernel datapath, in a virtual machine with a stock kernel; RUN=regexp selects
+	@test/kernel/run.sh '$(RUN)'
 
 fuzz: ## Fuzz every parser for FUZZTIME (30s) each
 	@for p in $$($(GO) list ./...); do \
