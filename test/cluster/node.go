@@ -247,7 +247,8 @@ enforceNodeAllocatable: [pods]
 	return err
 }
 
-// startProxy starts kube-proxy.
+// startProxy starts kube-proxy. It hides the client of every connection to a Service behind the node: a pod answers
+// another pod through the bridge, past the host that must put the address of the Service back.
 func (n *Node) startProxy() error {
 	c := n.cluster
 	config := n.path("proxy.yaml")
@@ -260,6 +261,7 @@ clusterCIDR: %q
 hostnameOverride: %s
 bindAddress: %s
 metricsBindAddress: 127.0.0.1:10249
+nftables: {masqueradeAll: true}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `, c.Kubeconfig("proxy"), c.families(PodCIDR, PodCIDR6), n.Name, n.IP()), 0o644); err != nil {
 		return err
