@@ -202,12 +202,12 @@ func crowd(t *testing.T, c *Cluster, size int) {
 
 var pingLoss = regexp.MustCompile(`(\d+) packets transmitted, (\d+) packets received`)
 
-// roll replaces all agents while a pod pings one of another node.
+// roll replaces all agents while a pod pings one of another node, if there is another.
 func roll(t *testing.T, c *Cluster) {
 	ctx := t.Context()
 	clients, servers := podsOf(t, c, "app=client"), podsOf(t, c, "app=web")
 	from := clients[0]
-	to := servers[slices.IndexFunc(servers, func(p Pod) bool { return p.Node != from.Node })]
+	to := servers[max(0, slices.IndexFunc(servers, func(p Pod) bool { return p.Node != from.Node }))]
 	ping := c.ControlCommand(ctx, "kubectl", "exec", from.Name, "--", "ping", "-i", "0.02", "-W1", to.IPs[0])
 	var out strings.Builder
 	ping.Stdout, ping.Stderr = &out, &out
