@@ -131,13 +131,11 @@ func namesAndServices(t *testing.T, c *Cluster) {
 		var said []string
 		for ip := range strings.FieldsSeq(ips) {
 			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 80).String() + "/hostname"
-			for range 8 {
-				out, err := c.Exec(ctx, from.Name, "timeout", "5", "wget", "-qO-", url)
-				if err != nil {
-					t.Errorf("%s: %s: %v", from.Node, url, err)
-				}
-				said = append(said, out)
+			out, err := c.Exec(ctx, from.Name, "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do timeout 5 wget -qO- "+url+" || echo FAILED; done")
+			if err != nil || strings.Contains(out, "FAILED") || len(strings.Fields(out)) != 8 {
+				t.Errorf("%s: %s, eight times: %q, %v", from.Node, url, out, err)
 			}
+			said = append(said, strings.Fields(out)...)
 		}
 		slices.Sort(said)
 		if backends := slices.Compact(said); len(backends) != len(c.Nodes) {
