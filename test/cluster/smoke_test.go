@@ -148,23 +148,27 @@ func namesAndServices(t *testing.T, c *Cluster) {
 func crowd(t *testing.T, c *Cluster, size int) {
 	ctx := t.Context()
 	type count struct{ ports, veths int }
-	counts := func(ctx context.Context) []count {
-		var all []count
+	counts := func(ctx context.Context) (all []count, err error) {
 		for _, n := range c.Nodes {
 			ports, veths, err := n.Attachments(ctx)
-			must(t, err)
+			if err != nil {
+				return nil, err
+			}
 			all = append(all, count{ports, veths})
 		}
-		return all
+		return all, nil
 	}
-	before := counts(ctx)
+	before, err := counts(ctx)
+	must(t, err)
 	began := time.Now()
-	_, err := c.Kubectl(ctx, "scale", "deployment/crowd", fmt.Sprint("--replicas=", size))
+	_, err = c.Kubectl(ctx, "scale", "deployment/crowd", fmt.Sprint("--replicas=", size))
 	must(t, err)
 	must(t, c.RolledOut(ctx, "default", "deployment/crowd", upTimeout))
 	t.Logf("0 to %d pods: %s", size, time.Since(began).Round(100*time.Millisecond))
 	more := 0
-	for i, n := range counts(ctx) {
+	crowded, err := counts(ctx)
+	must(t, err)
+	for i, n := range crowded {
 		more += n.ports - before[i].ports
 	}
 	if more != size {
@@ -175,11 +179,13 @@ func crowd(t *testing.T, c *Cluster, size int) {
 	must(t, err)
 	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-l", "app=crowd", "--timeout=2m")
 	must(t, err)
-	must(t, Eventually(ctx, 30*time.Second, func(ctx context.Context) error {
-		if after := counts(ctx); !slices.Equal(after, before) {
-			return fmt.Errorf("ports and veths of the nodes: %v, before the crowd %v", after, before)
+	// Without a grace period the API forgets a pod before its node has taken it down.
+	must(t, Eventually(ctx, upTimeout, func(ctx context.Context) error {
+		after, err := counts(ctx)
+		if err == nil && !slices.Equal(after, before) {
+			err = fmt.Errorf("ports and veths of the nodes: %v, before the crowd %v", after, before)
 		}
-		return nil
+		return err
 	}))
 	t.Logf("%d to 0 pods: %s", size, time.Since(began).Round(100*time.Millisecond))
 	events, err := c.Kubectl(ctx, "get", "events", "--field-selector", "reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}")
