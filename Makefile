@@ -11,7 +11,7 @@ FUZZTIME ?= 30s
 # A package may use a whole core and a lab of its own; two at a time suit a small machine.
 TEST      = CI=true $(GO) test -count=1 -p 2 -timeout 15m
 
-.PHONY: help build test unit lint lint-selftest demo bench kernel fuzz deps clean image chart cluster cluster-deps e2e-smoke e2e
+.PHONY: help build test unit lint lint-selftest demo bench kernel fuzz deps clean image chart cluster cluster-deps e2e-smoke e2e e2e-faults
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,10 @@ e2e-smoke: cluster-deps ## Install the chart on a real Kubernetes of two nodes a
 	CI=true $(GO) test -tags e2e -count=1 -v -run 'TestSmoke|TestTheChart' -timeout 80m ./test/cluster
 
 e2e: cluster-deps ## Kubernetes' own network tests; FOCUS is a regular expression of their names
-	CI=true FOCUS='$(FOCUS)' $(GO) test -tags e2e -count=1 -v -run TestConformance -timeout 5h ./test/cluster
+	CI=true FOCUS='$(FOCUS)' $(GO) test -tags e2e -count=1 -v -run 'TestConformance|TestSkips' -timeout 5h ./test/cluster
+
+e2e-faults: cluster-deps ## Break daemons, nodes and the API server under traffic; a hundred pods; Helm 3
+	CI=true $(GO) test -tags e2e -count=1 -v -run 'TestFaults|TestPods|TestHelm3' -timeout 2h ./test/cluster
 
 cluster-deps:
 	@test/deps.sh cluster

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/twill-net/twill/agent/attach"
 	"github.com/twill-net/twill/agent/host"
@@ -20,7 +21,7 @@ func Uninstall(ctx context.Context, cfg Config) (removed []string, err error) {
 	if _, err := cfg.resolve(); err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(cfg.AdminSocket); err == nil && answers(ctx, cfg.AdminSocket) {
+	if !stopped(ctx, cfg.AdminSocket) {
 		return nil, fmt.Errorf("an agent still runs here (it answers at %s): stop it first, it would put everything back", cfg.AdminSocket)
 	}
 	var errs []error
@@ -55,4 +56,26 @@ func Uninstall(ctx context.Context, cfg Config) (removed []string, err error) {
 		}
 	}
 	return removed, errors.Join(errs...)
+}
+
+// stoppingGrace is how long an agent that is being stopped may go on answering: when the chart is deleted, its pod ends
+// while the one that uninstalls begins.
+const stoppingGrace = 12 * time.Second
+
+// stopped waits until no agent answers at a socket, and says whether that came true.
+func stopped(ctx context.Context, socket string) bool {
+	patience := time.NewTimer(stoppingGrace)
+	defer patience.Stop()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for answers(ctx, socket) {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-patience.C:
+			return false
+		case <-tick.C:
+		}
+	}
+	return ctx.Err() == nil
 }

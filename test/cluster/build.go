@@ -1,8 +1,10 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -55,6 +57,8 @@ func Build(ctx context.Context, checkout string, log func(string, ...any)) (Prog
 		{out: "kube", pkg: "./kube", links: kubePrograms()},
 		{out: "coredns", pkg: "./coredns"},
 		{out: "pause", pkg: "./pause"},
+		// containerd wants it for every pod, and it comes with no network.
+		{out: "loopback", pkg: "github.com/containernetworking/plugins/plugins/main/loopback", dir: checkout},
 	})
 }
 
@@ -63,6 +67,7 @@ type target struct {
 	out, pkg string
 	links    []string
 	test     bool
+	dir      string // of the module that has pkg; empty means that of the programs
 }
 
 // build builds targets in a module.
@@ -80,7 +85,7 @@ func build(ctx context.Context, module string, log func(string, ...any), targets
 	if err := os.MkdirAll(p.Dir, 0o755); err != nil {
 		return p, err
 	}
-	if p.Version, err = p.goTool(ctx, "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"); err != nil {
+	if p.Version, err = goTool(ctx, p.source, "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"); err != nil {
 		return p, err
 	}
 	for _, t := range targets {
@@ -91,11 +96,11 @@ func build(ctx context.Context, module string, log func(string, ...any), targets
 		log("building %s: %s", t.out, t.pkg)
 		args := []string{"build"}
 		if t.test {
-			args = []string{"test", "-c"}
+			args = []string{"test", "-c", "-vet=off"} // vet reads every dependency, which takes longer than to compile
 		}
 		temporary := filepath.Join(p.Dir, "."+t.out)
 		args = append(args, "-trimpath", "-ldflags", versionVariables(p.Version), "-o", temporary, t.pkg)
-		if _, err := p.goTool(ctx, args...); err != nil {
+		if _, err := goTool(ctx, cmp.Or(t.dir, p.source), args...); err != nil {
 			return p, err
 		}
 		for _, l := range t.links {
@@ -111,10 +116,10 @@ func build(ctx context.Context, module string, log func(string, ...any), targets
 	return p, nil
 }
 
-// goTool runs the go command in the module of the programs.
-func (p Programs) goTool(ctx context.Context, args ...string) (string, error) {
+// goTool runs the go command in a module.
+func goTool(ctx context.Context, dir string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = p.source
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -185,18 +190,17 @@ func (p Programs) BuildImages(ctx context.Context, checkout, dir string) ([]stri
 	small("pause", PauseImage, []string{"/pause"}, program("pause"))
 	small("coredns", CoreDNSImage, []string{"/coredns"}, program("coredns"))
 	small("busybox", BusyboxImage, []string{"/usr/bin/busybox", "sh"}, func(root string) error {
-		for _, d := range []string{"usr/bin", "tmp", "etc", "proc", "sys", "dev"} {
+		// Not the static one: it crashes as soon as it looks something up in /etc.
+		debian := image.Debian{Arch: runtime.GOARCH, Cache: filepath.Join(cache, "debian")}
+		if _, err := debian.Unpack(ctx, root, []string{"busybox", "libc6"}); err != nil {
+			return err
+		}
+		for _, d := range []string{"tmp", "etc", "proc", "sys", "dev"} {
 			if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 				return err
 			}
 		}
-		if err := os.Symlink("usr/bin", filepath.Join(root, "bin")); err != nil {
-			return err
-		}
-		if err := copyFile("/bin/busybox", filepath.Join(root, "usr/bin/busybox")); err != nil {
-			return err
-		}
-		return image.Busybox(ctx, root)
+		return errors.Join(image.Busybox(ctx, root), image.CheckLibraries(root))
 	})
 	return archives, g.Wait()
 }

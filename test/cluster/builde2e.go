@@ -15,9 +15,12 @@ import (
 // AgnhostImage is the program in nearly all pods of Kubernetes' own tests.
 const AgnhostImage = "images.k8s.example/e2e-test-images/agnhost:2.56"
 
+// e2eModule is where they are built.
+const e2eModule = "test/cluster/e2e"
+
 // BuildE2E builds what Kubernetes' own end-to-end tests need besides a cluster's programs.
 func BuildE2E(ctx context.Context, checkout string, log func(string, ...any)) (Programs, error) {
-	return build(ctx, filepath.Join(checkout, "test/cluster/e2e"), log, []target{
+	return build(ctx, filepath.Join(checkout, e2eModule), log, []target{
 		{out: "agnhost", pkg: "k8s.io/kubernetes/test/images/agnhost"},
 		{out: "ginkgo", pkg: "github.com/onsi/ginkgo/v2/ginkgo"},
 		{out: "e2e.test", pkg: "k8s.io/kubernetes/test/e2e", test: true},
@@ -34,7 +37,7 @@ func (p Programs) BuildAgnhost(ctx context.Context, checkout, dir string) (archi
 	if err != nil {
 		return "", err
 	}
-	source, err := p.goTool(ctx, "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
+	source, err := goTool(ctx, filepath.Join(checkout, e2eModule), "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
 	if err != nil {
 		return "", err
 	}

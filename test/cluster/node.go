@@ -73,9 +73,6 @@ func (n *Node) start(ctx context.Context) error {
 	if err := os.MkdirAll(n.path("upper/etc"), 0o755); err != nil {
 		return err
 	}
-	if err := n.startHolder(); err != nil {
-		return err
-	}
 	for name, content := range map[string]string{
 		"upper/etc/resolv.conf": "nameserver " + controlPlaneIP + "\n",
 		"upper/etc/hosts":       fmt.Sprintf("127.0.0.1 localhost\n%s %s\n", n.IP(), n.Name),
@@ -83,6 +80,16 @@ func (n *Node) start(ctx context.Context) error {
 		if err := os.WriteFile(n.path(name), []byte(content), 0o644); err != nil {
 			return err
 		}
+	}
+	bin := n.path("upper/opt/cni/bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return err
+	}
+	if err := copyFile(n.cluster.Programs.path("loopback"), filepath.Join(bin, "loopback")); err != nil {
+		return err
+	}
+	if err := n.startHolder(); err != nil {
+		return err
 	}
 	if err := run(ctx, "", "ip", "netns", "attach", n.NetNS(), fmt.Sprint(n.holder.pid)); err != nil {
 		return err
@@ -240,7 +247,8 @@ enforceNodeAllocatable: [pods]
 	return err
 }
 
-// startProxy starts kube-proxy.
+// startProxy starts kube-proxy. It hides the client of every connection to a Service behind the node: a pod answers
+// another pod through the bridge, past the host that must put the address of the Service back.
 func (n *Node) startProxy() error {
 	c := n.cluster
 	config := n.path("proxy.yaml")
@@ -253,6 +261,7 @@ clusterCIDR: %q
 hostnameOverride: %s
 bindAddress: %s
 metricsBindAddress: 127.0.0.1:10249
+nftables: {masqueradeAll: true}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `, c.Kubeconfig("proxy"), c.families(PodCIDR, PodCIDR6), n.Name, n.IP()), 0o644); err != nil {
 		return err

@@ -52,7 +52,7 @@ func (d Debian) Unpack(ctx context.Context, root string, names []string) ([]Pack
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		packages = append(packages, p)
-		if _, err := tool(ctx, "", "dpkg-deb", "-x", file, root); err != nil {
+		if err := unpack(ctx, file, root); err != nil {
 			return nil, err
 		}
 	}
@@ -71,6 +71,27 @@ func (d Debian) Unpack(ctx context.Context, root string, names []string) ([]Pack
 		}
 	}
 	return packages, nil
+}
+
+// unpack is dpkg-deb -x that goes through a link to a directory, as dpkg does, and does not put a directory in its
+// place: many packages still have their files in /bin and /lib.
+func unpack(ctx context.Context, file, root string) error {
+	files := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", file)
+	tar := exec.CommandContext(ctx, "tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", root)
+	pipe, err := files.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	var filesSaid, tarSaid bytes.Buffer
+	tar.Stdin, files.Stderr, tar.Stderr = pipe, &filesSaid, &tarSaid
+	if err := files.Start(); err != nil {
+		return err
+	}
+	err = tar.Run()
+	if err := errors.Join(err, files.Wait()); err != nil {
+		return fmt.Errorf("unpack %s: %w: %s", file, err, strings.TrimSpace(filesSaid.String()+" "+tarSaid.String()))
+	}
+	return nil
 }
 
 // download brings the packages into the cache and returns their files in the order of names.
