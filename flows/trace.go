@@ -166,7 +166,11 @@ func (s Step) Did() Actions {
 		if i := strings.IndexAny(a, ":("); i >= 0 {
 			verb, arg = a[:i], strings.TrimPrefix(a[i:], ":")
 		}
-		out = append(out, Action{verb, arg})
+		act := Action{verb, arg}
+		if n := len(out); n > 0 && out[n-1] == act && verb == "goto_table" {
+			continue // told once for the packets above the MTU and once for the others
+		}
+		out = append(out, act)
 	}
 	return out
 }

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 )
 
@@ -19,6 +21,13 @@ func Register(mux *http.ServeMux, s *Subject) {
 		return s.Flows(ctx, Filter{Owner: v.Get("owner"), Table: v.Get("table"), Drops: v.Get("drops") != ""})
 	}))
 	mux.HandleFunc("GET /v1/drops", Answer(func(ctx context.Context, _ url.Values) (any, error) { return s.Drops(ctx) }))
+	mux.HandleFunc("GET /v1/peers", Answer(func(context.Context, url.Values) (any, error) {
+		w, err := s.world()
+		if err != nil {
+			return nil, err
+		}
+		return slices.Sorted(maps.Keys(w.Peers)), nil
+	}))
 	mux.HandleFunc("GET /v1/locate", Answer(func(_ context.Context, v url.Values) (any, error) { return s.Locate(v.Get("name")) }))
 	mux.HandleFunc("GET /v1/trace", Answer(func(ctx context.Context, v url.Values) (any, error) {
 		q, err := parseQuestion(v)

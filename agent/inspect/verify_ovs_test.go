@@ -161,6 +161,91 @@ func TestTheVerdictsOfASampleTellOfAMutation(t *testing.T) {
 	}
 }
 
+// TestATraceOfAHealthyBridgeReadsNoTable: reading it back costs a process, and no step gives reason to.
+func TestATraceOfAHealthyBridgeReadsNoTable(t *testing.T) {
+	n := startNode(t, alpha(), 1, 2, 3)
+	s, reads := n.subject(), 0
+	s.Installed = func(ctx context.Context) ([]ovs.Installed, error) { reads++; return n.sw.Flows(ctx) }
+	for _, q := range []inspect.Question{
+		{From: "default/web-0", To: "shop/db", Proto: "tcp", Port: 80},
+		{From: "default/web-0", To: "198.18.2.7", Proto: "udp", Port: 53},
+		{From: "default/web-0", To: "2001:db8:1:3::7", Proto: "icmp"},
+		{From: "default/web-0", To: "203.0.113.9"},
+		{From: "default/web-0", To: "198.18.1.99"},
+		{From: "default/old", To: "shop/db", Proto: "tcp", Port: 80},
+		{From: "node/beta", To: "shop/db", Proto: "tcp", Port: 80},
+		{From: "host", To: "shop/db", Proto: "tcp", Port: 80},
+	} {
+		tr, err := s.Trace(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reads > 0 {
+			t.Errorf("%s: the table was read; %s", tr.What, tr.Raw)
+			reads = 0
+		}
+		for _, step := range tr.Steps {
+			if step.State != "" {
+				t.Errorf("%s: %+v", tr.What, step)
+			}
+		}
+	}
+}
+
+// TestWhyIsCausal takes away each object that an answer names, and looks whether the answer is another.
+func TestWhyIsCausal(t *testing.T) {
+	n := startNode(t, alpha(), 1, 2, 3)
+	s := n.subject()
+	asked, removed := 0, 0
+	for _, from := range []string{"default/web-0", "default/old", "node/beta", "host"} {
+		for _, to := range []string{"198.18.1.3", "2001:db8:1:1::3", "198.18.2.7", "198.51.100.3", "198.18.1.99", "198.18.77.1", "203.0.113.5", "198.18.1.1"} {
+			q := inspect.Question{From: from, To: to, Proto: "tcp", Port: 80}
+			if from == "node/beta" {
+				q.Source = map[bool]string{true: "198.18.2.9", false: "2001:db8:1:2::9"}[!strings.Contains(to, ":")]
+			}
+			before, err := s.Why(t.Context(), q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			asked++
+			if before.Because == "" || before.Remedy == "" {
+				t.Errorf("%s to %s: %+v has no reason or no remedy", from, to, before)
+			}
+			for _, cause := range before.Causes {
+				w := without(alpha(), cause)
+				if w == nil {
+					continue // the node itself: without it there is no bridge to ask
+				}
+				spec := q
+				spec.From = from
+				n.become(w)
+				after, err := s.Why(t.Context(), spec)
+				removed++
+				if err == nil && after.Outcome == before.Outcome && after.To == before.To && after.Reason == before.Reason {
+					t.Errorf("%s to %s is %q because of %s, and without that %q as well", from, to, before.Sentence, cause, after.Sentence)
+				}
+				n.become(alpha())
+			}
+		}
+	}
+	if asked != 32 || removed < 20 {
+		t.Errorf("%d questions, %d objects removed", asked, removed)
+	}
+}
+
+// without is the World less one object, nil for the node itself.
+func without(w *flows.World, o flows.Owner) *flows.World {
+	kind, name, _ := strings.Cut(string(o), "/")
+	if kind == "node" && name == w.Node.Name {
+		return nil
+	}
+	if kind == "node" {
+		delete(w.Peers, name)
+	}
+	delete(w.Pods, o)
+	return w
+}
+
 // TestTraceAndWhySpeakOfWhatTheBridgeDoes lets somebody redirect what is for a pod.
 func TestTraceAndWhySpeakOfWhatTheBridgeDoes(t *testing.T) {
 	n := startNode(t, alpha(), 1, 2, 3)

@@ -28,7 +28,7 @@ agent works with, status, settings, log, a summary of conntrack. Read it with --
 			}
 			a, err := inspect.ReadArchive(bytes.NewReader(body))
 			if err != nil {
-				return fmt.Errorf("the agent's report cannot be read: %w", err)
+				return fmt.Errorf("the agent's report cannot be read, perhaps it is of another version: %w", err)
 			}
 			if file == "-" {
 				_, err := cmd.OutOrStdout().Write(body)

@@ -177,15 +177,12 @@ func podsText(s screen, st agent.Status) {
 	}
 	rows := [][]string{{"POD", "INTERFACE", "PORT", "MAC", "MTU", "ADDRESSES"}}
 	for _, p := range st.Pods {
-		rows = append(rows, []string{p.Namespace + "/" + p.Name, p.IfName, fmt.Sprintf("%d %s", p.OFPort, p.Port), p.MAC, fmt.Sprint(p.MTU), addresses(p)})
+		row := []string{p.Namespace + "/" + p.Name, p.IfName, fmt.Sprintf("%d %s", p.OFPort, p.Port), p.MAC, fmt.Sprint(p.MTU), ""}
+		for _, a := range p.Addresses {
+			row[5] = a.String()
+			rows = append(rows, row)
+			row = make([]string, 6)
+		}
 	}
 	table(s, rows...)
-}
-
-func addresses(p agent.PodStatus) string {
-	var out []string
-	for _, a := range p.Addresses {
-		out = append(out, a.String())
-	}
-	return strings.Join(out, " ")
 }

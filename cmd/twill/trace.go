@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/twill-net/twill/agent"
 	"github.com/twill-net/twill/agent/inspect"
 )
 
@@ -72,55 +71,50 @@ func (c *client) find(ctx context.Context, name string) (found, error) {
 	if _, err := netip.ParseAddr(name); err == nil && !c.kube.used() {
 		return found{}, nil
 	}
-	nodes, err := c.candidates(ctx, name)
+	if c.kube.used() {
+		return c.findInCluster(ctx, name)
+	}
+	here, err := c.findAt(ctx, "", name)
+	if !unknownThere(err) || c.peerSockets == "" || c.offline.used() {
+		if unknownThere(err) {
+			err = fmt.Errorf("%w; if it is on another node, give its address, or use `kubectl twill`, which asks every node", err)
+		}
+		return here, err
+	}
+	var peers []string
+	if err := c.get(ctx, "", "/v1/peers", nil, &peers); err != nil {
+		return found{}, err
+	}
+	for _, node := range peers {
+		if there, err := c.findAt(ctx, node, name); err == nil {
+			return there, nil
+		}
+	}
+	return found{}, err
+}
+
+// findAt asks one agent.
+func (c *client) findAt(ctx context.Context, node, name string) (found, error) {
+	var p inspect.Place
+	if err := c.get(ctx, node, "/v1/locate", url.Values{"name": {name}}, &p); err != nil {
+		return found{}, err
+	}
+	if p.Here {
+		return found{p, node}, nil
+	}
+	return found{p, p.Node}, nil
+}
+
+// findInCluster asks the API server where a name is, and the agent there for the rest.
+func (c *client) findInCluster(ctx context.Context, name string) (found, error) {
+	nodes, err := c.kube.candidates(ctx, name)
 	if err != nil {
 		return found{}, err
 	}
 	if _, err := netip.ParseAddr(name); err == nil {
 		return found{agent: nodes[0]}, nil
 	}
-	var first error
-	for _, node := range nodes {
-		var p inspect.Place
-		err := c.get(ctx, node, "/v1/locate", url.Values{"name": {name}}, &p)
-		switch {
-		case err == nil && p.Here:
-			return found{p, node}, nil
-		case err == nil:
-			return found{p, p.Node}, nil
-		case first == nil:
-			first = err
-		}
-		if !unknownThere(err) && node == nodes[0] {
-			break // who does not answer at all is not asked again
-		}
-	}
-	if len(nodes) == 1 && unknownThere(first) {
-		return found{}, fmt.Errorf("%w; if it is on another node, give its address, or use `kubectl twill`, which asks every node", first)
-	}
-	return found{}, first
-}
-
-// candidates are the nodes whose agents may know a name, the likeliest first.
-func (c *client) candidates(ctx context.Context, name string) ([]string, error) {
-	switch {
-	case c.offline.used():
-		return []string{""}, nil
-	case c.kube.used():
-		return c.kube.candidates(ctx, name)
-	}
-	nodes := []string{""}
-	if c.peerSockets == "" {
-		return nodes, nil
-	}
-	var s agent.Status
-	if err := c.get(ctx, "", "/v1/status", nil, &s); err != nil {
-		return nil, err
-	}
-	for _, p := range s.Peers {
-		nodes = append(nodes, p.Node)
-	}
-	return nodes, nil
+	return c.findAt(ctx, nodes[0], name)
 }
 
 // sameFamily picks the address of a place that the sender has an address of the same family for.
@@ -210,7 +204,9 @@ line. It is asked of the bridge as it is now (ofproto/trace); no packet is sent.
 
 func traceText(s screen, r traceResult, raw bool) {
 	for i, t := range r.Hops {
-		fmt.Fprintf(s, "%s\n", s.bold(fmt.Sprintf("%s on node %s", t.What, t.Node)))
+		for _, line := range wrap(fmt.Sprintf("%s on node %s", t.What, t.Node), s.width, s.width == 0) {
+			fmt.Fprintln(s, s.bold(line))
+		}
 		for _, step := range t.Steps {
 			owner := string(step.Owner)
 			if owner == "" {

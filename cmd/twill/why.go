@@ -46,6 +46,7 @@ Exit status 0 if the packet arrives, 3 if it is dropped, 1 if the question could
 				out.Path = append(out.Path, h.Node)
 				if i < len(hops)-1 {
 					out.Notes = append(h.Notes, out.Notes...)
+					out.Causes = append(h.Causes, out.Causes...)
 				}
 			}
 			if err := c.print(cmd.OutOrStdout(), out, func(s screen) { whyText(s, out) }); err != nil {
