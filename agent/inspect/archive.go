@@ -113,6 +113,9 @@ func ReadArchive(r io.Reader) (*Archive, error) {
 			return nil, fmt.Errorf("the report is cut short or damaged at %s: %w; have it written again", name, err)
 		}
 	}
+	if _, err := io.Copy(io.Discard, io.LimitReader(zip, 1<<20)); err != nil { // its checksum is at the end
+		return nil, fmt.Errorf("the report is cut short or damaged at its end: %w; have it written again", err)
+	}
 	head, ok := a.Files[FileMeta]
 	if !ok {
 		return nil, fmt.Errorf("this is no report of `twill report`: it has no %s", FileMeta)

@@ -53,7 +53,9 @@ func TestEachCommandOnABrokenSystemSaysWhatIsMissing(t *testing.T) {
 	t.Setenv("KUBECONFIG", "/nonexistent/kubeconfig")
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	empty := serveSocket(t, func(http.ResponseWriter, *http.Request) {})
-	other := serveSocket(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"node": 7, "steps": "many", "wanted": "x"}`) })
+	other := serveSocket(t, func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"node": 7, "steps": "many", "wanted": "x"}`)
+	})
 	old := serveSocket(t, http.NotFound)
 	noOVS := serveSocket(t, func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "ovs-vswitchd went away", http.StatusInternalServerError)

@@ -175,13 +175,17 @@ func podsText(s screen, st agent.Status) {
 		fmt.Fprintf(s, "no pod is attached on node %s\n", st.Node)
 		return
 	}
-	rows := [][]string{{"POD", "INTERFACE", "PORT", "MAC", "MTU", "ADDRESSES"}}
+	rows := [][]string{{"POD", "PORT", "MAC", "MTU", "ADDRESSES"}}
 	for _, p := range st.Pods {
-		row := []string{p.Namespace + "/" + p.Name, p.IfName, fmt.Sprintf("%d %s", p.OFPort, p.Port), p.MAC, fmt.Sprint(p.MTU), ""}
+		name := p.Namespace + "/" + p.Name
+		if p.IfName != "eth0" {
+			name += " (" + p.IfName + ")"
+		}
+		row := []string{name, fmt.Sprintf("%d %s", p.OFPort, p.Port), p.MAC, fmt.Sprint(p.MTU), ""}
 		for _, a := range p.Addresses {
-			row[5] = a.String()
+			row[4] = a.String()
 			rows = append(rows, row)
-			row = make([]string, 6)
+			row = make([]string, 5)
 		}
 	}
 	table(s, rows...)
