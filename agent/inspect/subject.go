@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/twill-net/twill/flows"
@@ -97,7 +98,7 @@ func (s *Subject) Locate(name string) (Place, error) {
 		if !known {
 			return Place{}, notFound{fmt.Errorf("no Node %q is known on node %s; see `twill status peers`", node, s.Node)}
 		}
-		return Place{Node: n.Name, Here: node == w.Node.Name, Addresses: append(gateways(n), n.Addresses...)}, nil
+		return Place{Node: n.Name, Here: node == w.Node.Name, Addresses: append(slices.Clone(n.Addresses), gateways(n)...)}, nil
 	}
 	if a := podNamed(w, name); a != nil {
 		return Place{Node: w.Node.Name, Here: true, Addresses: a.Addresses, OFPort: a.OFPort}, nil

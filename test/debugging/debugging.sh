@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes ten problems in a lab, solves each with plain Open vSwitch tools and with twill, and prints both with what
-# they really said, as docs/debugging-examples.md. Usage: test/debugging.sh [BIN-DIR] > docs/debugging-examples.md
+# they really said, as docs/debugging-examples.md. Usage: test/debugging/debugging.sh [BIN-DIR] > docs/debugging-examples.md
 # Counters, durations and names that differ from run to run are replaced, so that two runs print the same. It fails
 # when a command ends otherwise than it should. Needs root.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 bin=$(cd "${1:-bin}" && pwd)
 lab=dbg$$
 trap '"$bin/twill-lab" down --name "$lab" >/dev/null 2>&1' EXIT
@@ -28,7 +28,7 @@ on() {
   local node=$1 want=$2 said status=0
   said=$(l node exec "$node" -- env COLUMNS=110 bash -c "$3" 2>&1) || status=$?
   if [ "$status" != "$want" ] || { [ -z "$said" ] && [ "$want" = 0 ]; }; then
-    echo "test/debugging.sh: $node: $3: status $status, want $want: $said" >&2
+    echo "test/debugging/debugging.sh: $node: $3: status $status, want $want: $said" >&2
     exit 1
   fi
   printf '```console\n%s# %s\n%s\n```\n\n' "$node" "$3" "$(stable <<<"$said")"
@@ -37,7 +37,7 @@ problem() { printf '## %s\n\n%s\n\n' "$1" "$2"; }
 
 echo '# Ten problems, solved twice'
 echo
-echo 'Written by `test/debugging.sh`, which makes each of them in a lab of two nodes; do not edit. Pods default/web (198.18.1.2)'
+echo 'Written by `test/debugging/debugging.sh`, which makes each of them in a lab of two nodes; do not edit. Pods default/web (198.18.1.2)'
 echo 'and default/api (198.18.1.3) run on node-1, default/db (198.18.2.2) on node-2. `…` stands for what differs from run to run.'
 echo
 
