@@ -16,10 +16,10 @@ l pod add api --node node-1 >/dev/null
 l pod add db --node node-2 >/dev/null
 
 stable() {
-  sed -E -e 's/duration=[0-9.]+s/duration=…/g' -e 's/n_(packets|bytes)=[0-9]+/n_\1=…/g' -e 's/tw[0-9a-f]{13}/twPORT/g' \
-    -e 's/ +[0-9.]+k? pkts +[0-9.]+[kM]?B/  … pkts  …B/' -e 's/[0-9.]+ ms/… ms/' -e 's/[0-9]{2}:[0-9]{2}:[0-9]{2}/hh:mm:ss/' \
+  sed -E -e 's/duration=[0-9.]+s/duration=…/g' -e 's/(idle|hard)_age=[0-9]+, //g' -e 's/n_(packets|bytes)=[0-9]+/n_\1=…/g' -e 's/tw[0-9a-f]{13}/twPORT/g' \
+    -e 's/ +[0-9.]+k? pkts +[0-9.]+[kM]?B/      … pkts       …B/' -e 's/[0-9.]+ ms/… ms/' \
     -e 's#/run/twill-lab/[a-z0-9]+/nodes/node-[0-9]+/run/#/run/twill/#g' -e 's#/run/twill-lab/[a-z0-9]+/nodes/node-[0-9]+/ovs/#/var/run/openvswitch/#g' \
-    -e 's/(src|dst)=([0-9a-f]{2}:){5}[0-9a-f]{2},dl_type/\1=MAC,dl_type/g' -e 's/src=([0-9a-f]{2}:){5}[0-9a-f]{2},dl/src=MAC,dl/g' -e 's/udp\(src=[0-9]+/udp(src=…/' \
+    -e 's/eth\(dst=([0-9a-f]{2}:){5}[0-9a-f]{2},src=([0-9a-f]{2}:){5}[0-9a-f]{2},/eth(dst=MAC,src=MAC,/g' -e 's/udp\(src=[0-9]+/udp(src=…/' \
     -e 's/^ +[0-9.k]+ +[0-9.k]+ +-  /  …  …  -  /' -e 's/[[:space:]]+$//'
 }
 
