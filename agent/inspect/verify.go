@@ -70,6 +70,10 @@ func (s *Subject) Verify(ctx context.Context, samples int, seed uint64) (Verific
 	}
 	defer done()
 	names := flows.NamesOf(w)
+	byCookie := make(map[uint64]flows.Live, len(live))
+	for _, l := range live {
+		byCookie[l.Cookie] = l
+	}
 	for _, q := range sample(w, samples, seed) {
 		p, err := resolve(w, q)
 		if err != nil {
@@ -87,7 +91,7 @@ func (s *Subject) Verify(ctx context.Context, samples int, seed uint64) (Verific
 		s.View(func(d *flows.Desired, _ *flows.World) {
 			var steps []Step
 			for _, x := range t.Steps {
-				steps = append(steps, step(d, names, x, nil))
+				steps = append(steps, step(d, names, x, byCookie))
 			}
 			got = judge(w, names, text, t, steps)
 		})

@@ -114,7 +114,7 @@ func (r reasoner) allow(out *Why) (because, remedy string) {
 			who = fmt.Sprintf("%s is an address of node %s itself", r.p.dst, r.w.Node.Name)
 		}
 	}
-	return who + "; no policy stands in the way", "nothing has to change; without any of " + list(out.Causes) + " the answer would be another"
+	return who, "nothing has to change; without any of " + list(out.Causes) + " the answer would be another"
 }
 
 // claim is the range or address by which a node is the destination.
