@@ -15,7 +15,7 @@ import (
 // objectChanged is told by the source that an object changed, or that it has synced.
 func (a *Agent) objectChanged(key source.Key) {
 	cause := key.String()
-	a.plumbing.kick(cause)
+	a.plumbing.kickObject(cause)
 	a.loop.kick(cause)
 }
 
@@ -80,12 +80,13 @@ func (a *Agent) world() (*flows.World, error) {
 		return nil, err
 	}
 	return &flows.World{
-		Node:         n.self,
-		Tunnel:       flows.Tunnel{Type: a.set.tunnelType, Port: a.set.tunnelPort, VNI: a.cfg.VNI, Local: under.Address},
-		ClusterCIDRs: a.set.clusterCIDRs,
-		MTU:          mtu,
-		Peers:        n.peers,
-		Pods:         a.pods.Attachments(),
+		Node:          n.self,
+		Tunnel:        flows.Tunnel{Type: a.set.tunnelType, Port: a.set.tunnelPort, VNI: a.cfg.VNI, Local: under.Address},
+		ClusterCIDRs:  a.set.clusterCIDRs,
+		MTU:           mtu,
+		HostAnswersND: a.plumbing.datapath() == "system",
+		Peers:         n.peers,
+		Pods:          a.pods.Attachments(),
 	}, nil
 }
 

@@ -20,7 +20,7 @@ func stripNode(o object) object {
 			Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, CreationTimestamp: n.CreationTimestamp,
 		},
 		Spec:   corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
-		Status: corev1.NodeStatus{Addresses: n.Status.Addresses},
+		Status: corev1.NodeStatus{Addresses: n.Status.Addresses, Conditions: networkConditions(n)},
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 )
 
 // limit bounds the whole run.
-const limit = 6 * time.Minute
+const limit = 12 * time.Minute
 
 // part is one of the things that are measured.
 type part struct {

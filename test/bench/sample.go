@@ -19,8 +19,6 @@ func (s sample) quantile(q float64) time.Duration {
 	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }
 
-func (s sample) max() time.Duration { return s.quantile(1) }
-
 // median of numbers.
 func median(v []float64) float64 {
 	if len(v) == 0 {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -81,7 +82,7 @@ func traces(t *testing.T, name string) []string {
 	for _, file := range cmdlines {
 		cmdline, _ := os.ReadFile(file) // it may have ended
 		if strings.Contains(string(cmdline), lab.Dir(name)+"/") {
-			found = append(found, file+": "+strings.ReplaceAll(string(cmdline), "\x00", " "))
+			found = append(found, strings.ReplaceAll(string(cmdline), "\x00", " ")) // without its ID: agents replace their helpers
 		}
 	}
 	links, err := filepath.Glob("/sys/class/net/*")
@@ -93,7 +94,25 @@ func traces(t *testing.T, name string) []string {
 			found = append(found, link)
 		}
 	}
+	slices.Sort(found)
 	return found
+}
+
+// mustReturnTo waits until the traces of a lab are as they were.
+func mustReturnTo(t *testing.T, before []string, name string) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		after := traces(t, name)
+		if slices.Equal(before, after) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("before\n%s\nafter\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+			return
+		}
+		time.Sleep(20 * time.Millisecond) // a process of another program has no event for us
+	}
 }
 
 func TestDownLeavesNothingOfWhatUpMade(t *testing.T) {

@@ -172,6 +172,13 @@ func (l *Lab) addNode(ctx context.Context, n *Node) error {
 		return fmt.Errorf("start Open vSwitch of %s: %w", n.Name, err)
 	}
 	if l.Datapath == "netdev" {
+		// The addresses are on br-phy, and the kernel would answer ARP for them on eth0 as well, with eth0's own
+		// MAC address: what is then sent there passes Open vSwitch by.
+		if err := inNetNS(n.NetNS(), func() error {
+			return os.WriteFile("/proc/sys/net/ipv4/conf/eth0/arp_ignore", []byte("1"), 0)
+		}); err != nil {
+			return err
+		}
 		if err := run(ctx, n.NetNS(), ovs.Env(), "", "ovs-vsctl", "--timeout=20",
 			"--", "add-br", "br-phy",
 			"--", "set", "bridge", "br-phy", "datapath_type=netdev",

@@ -65,8 +65,8 @@ func TestDamageIsRepaired(t *testing.T) {
 		repaired := metric(t, l, "node-1", "twill_drift_repaired_total", "")
 		onNode(t, l, "node-1", strings.Fields(c.command)...)
 		took := eventually(t, 10*time.Second, c.what, func() string {
-			if after := state(); after != before {
-				return difference(before, after)
+			if changed := difference(before, state()); changed != "" {
+				return changed
 			}
 			for _, family := range families(l) {
 				if lost := pings(t, l, a, of(family, b.Addresses)); lost != "" {
@@ -89,7 +89,7 @@ func TestDamageIsRepaired(t *testing.T) {
 // counters are what changes by itself in the output of nft.
 var counters = regexp.MustCompile(`packets [0-9]+ bytes [0-9]+`)
 
-// difference shows the lines that only one of two texts has.
+// difference shows the lines that only one of two texts has, whatever their order.
 func difference(before, after string) string {
 	has := func(text string) map[string]bool {
 		m := map[string]bool{}

@@ -72,7 +72,7 @@ func startStream(t *testing.T, from, to lab.Pod, family string) *stream {
 			}
 		}
 	}()
-	eventually(t, patience, "the stream flows", func() string {
+	eventually(t, patience(), "the stream flows", func() string {
 		if x.back.Load() > 0 {
 			return ""
 		}
@@ -115,8 +115,8 @@ func TestAnAgentThatIsKilledChangesNothingAndLosesNothing(t *testing.T) {
 		if !strings.Contains(first, "added=0") || !strings.Contains(first, "deleted=0") {
 			t.Errorf("%s: the first pass of the new agent changed the bridge: %q", name, first)
 		}
-		if after := onNode(t, l, name, "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill"); after != before {
-			t.Errorf("%s: flows before\n%s\nafter\n%s", name, before, after)
+		if after := onNode(t, l, name, "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill"); difference(before, after) != "" {
+			t.Errorf("%s: flows changed:\n%s", name, difference(before, after))
 		}
 	}
 	for family, s := range streams {
