@@ -64,13 +64,13 @@ func (r *recentLog) text() string {
 	return strings.Join(r.lines[r.next:], "") + strings.Join(r.lines[:r.next], "")
 }
 
-// reportTimeout bounds each part of a report.
-const reportTimeout = 10 * time.Second
+// partTimeout bounds each part of a report.
+const partTimeout = 10 * time.Second
 
 // serveReport answers GET /v1/report with a tar.gz, see inspect.WriteArchive.
 func (a *Agent) serveReport(w http.ResponseWriter, r *http.Request) {
 	var b bytes.Buffer
-	if err := a.report(r.Context(), &b); err != nil {
+	if err := a.collect(r.Context(), &b); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
@@ -78,13 +78,13 @@ func (a *Agent) serveReport(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(b.Bytes()) // the asker went away
 }
 
-// report collects what the offline commands and whoever helps an operator need. A part that cannot be had is
+// collect gathers what the offline commands and whoever helps an operator need. A part that cannot be had is
 // named with its reason and does not keep the others away.
-func (a *Agent) report(ctx context.Context, b *bytes.Buffer) error {
+func (a *Agent) collect(ctx context.Context, b *bytes.Buffer) error {
 	meta := inspect.Meta{Version: a.version, Node: a.cfg.NodeName, Bridge: a.cfg.Bridge, At: time.Now().UTC(), Missing: map[string]string{}}
 	var files []inspect.File
 	add := func(name string, make func(context.Context) (string, error)) {
-		ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+		ctx, cancel := context.WithTimeout(ctx, partTimeout)
 		defer cancel()
 		text, err := make(ctx)
 		if err != nil {

@@ -98,6 +98,7 @@ func (r recovery) tunnel() {
 	w := r.world
 	w.Tunnel = flows.Tunnel{Type: flows.Geneve}
 	family := true
+	w.HostAnswersND = !slices.ContainsFunc(r.installed, func(f ovs.Installed) bool { return strings.Contains(f.Actions, "->nd_tll") })
 	for _, f := range r.installed {
 		m := flows.ParseMatch(f.Text)
 		if v, ok := m.Get("tun_id"); ok {
