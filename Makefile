@@ -18,6 +18,7 @@ help: ## List the targets
 
 build: ## Build twill, twill-cni and twill-lab into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%=./cmd/%)
+	ln -sf twill bin/kubectl-twill
 
 test: deps lint build ## Everything: lint, unit, Open vSwitch and lab tests, after installing what they need
 	$(TEST) ./...

@@ -40,6 +40,7 @@ type Agent struct {
 	hygiene  *hygiene
 	healths  *healthPorts
 	health   *health
+	recent   recentLog
 
 	mu     sync.Mutex
 	nodes  nodeView
@@ -54,7 +55,8 @@ func Run(ctx context.Context, cfg Config, version string) error {
 	if err != nil {
 		return err
 	}
-	a := &Agent{cfg: cfg, set: set, version: version, log: cfg.NewLogger(), meter: newMetrics()}
+	a := &Agent{cfg: cfg, set: set, version: version, meter: newMetrics()}
+	a.log = a.recent.attach(cfg.NewLogger())
 	a.health = newHealth()
 	a.logConfiguration()
 	if err := a.build(ctx); err != nil {

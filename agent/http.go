@@ -2,17 +2,19 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/twill-net/twill/agent/inspect"
 )
 
 // maxSilence is how long the loop may be silent before /livez fails. The audit makes it pass at least
@@ -54,9 +56,9 @@ func (a *Agent) serveAdmin(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	a.healthEndpoints(mux)
-	mux.HandleFunc("GET /v1/status", answer(func(r *http.Request) (any, error) { return a.status(), nil }))
-	mux.HandleFunc("GET /v1/flows", answer(func(r *http.Request) (any, error) { return a.liveFlows(r.Context(), r.URL.Query().Get("owner")) }))
-	mux.HandleFunc("GET /v1/trace", answer(a.trace))
+	mux.HandleFunc("GET /v1/status", inspect.Answer(func(ctx context.Context, _ url.Values) (any, error) { return a.status(ctx), nil }))
+	mux.HandleFunc("GET /v1/report", a.serveReport)
+	inspect.Register(mux, a.subject())
 	return serve(ctx, l, mux)
 }
 
@@ -102,26 +104,4 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 		return fmt.Errorf("%s: %w", l.Addr(), err)
 	}
 	return nil
-}
-
-// badRequest is an error of the asker.
-type badRequest struct{ error }
-
-// answer turns a function into a handler that answers JSON, or an error as one line of text.
-func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		v, err := f(r)
-		if err != nil {
-			code := http.StatusInternalServerError
-			if errors.As(err, &badRequest{}) {
-				code = http.StatusBadRequest
-			}
-			http.Error(w, err.Error(), code)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		_ = enc.Encode(v) // the asker went away
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/twill-net/twill/agent/attach"
 	"github.com/twill-net/twill/flows"
@@ -69,6 +70,15 @@ func (m *metrics) bundle(took time.Duration, err error) {
 
 func (m *metrics) drift(what string, n int) {
 	m.repaired.WithLabelValues(what).Add(float64(n))
+}
+
+// drifted is what drift has counted.
+func (m *metrics) drifted(what string) int {
+	var v dto.Metric
+	if err := m.repaired.WithLabelValues(what).Write(&v); err != nil {
+		return 0
+	}
+	return int(v.GetCounter().GetValue())
 }
 
 // observed are the metrics that are read off the agent's state when somebody asks for them.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"github.com/twill-net/twill/agent/attach"
 	"github.com/twill-net/twill/flows"
@@ -39,8 +38,26 @@ type Status struct {
 	Services         int      `json:"services"`
 	WithoutEndpoints []string `json:"servicesWithoutEndpoints"`
 
+	// Flows counts the flows that are wanted, Live those that the bridge holds; nil if it could not be read.
 	Flows int     `json:"flows"`
+	Live  *int    `json:"liveFlows"`
 	Last  Applied `json:"lastApplied"`
+	// Repaired counts what others had changed and the agent put right since it started.
+	Repaired Repairs   `json:"repaired"`
+	Watchers []Watcher `json:"watchers"`
+}
+
+// Repairs counts repaired drift.
+type Repairs struct {
+	Flows int `json:"flows"`
+	Host  int `json:"host"`
+}
+
+// Watcher is one of the things that the agent follows.
+type Watcher struct {
+	Name string `json:"name"`
+	// Problem says why it is not followed now; empty if it is.
+	Problem string `json:"problem,omitempty"`
 }
 
 // PodStatus is one attached interface.
@@ -56,7 +73,7 @@ type PodStatus struct {
 	MTU       int          `json:"mtu"`
 }
 
-func (a *Agent) status() Status {
+func (a *Agent) status(ctx context.Context) Status {
 	under, mtu, _ := a.plumbing.now()
 	nodes := a.nodesNow()
 	s := Status{
@@ -80,6 +97,24 @@ func (a *Agent) status() Status {
 			s.Problems = append(s.Problems, fmt.Sprintf("peer %s does not answer through the tunnel (%s): is UDP port %d open between the nodes, does its agent run?", p.Node, p.Tunnel, a.set.tunnelPort))
 		}
 	}
+	s.Repaired = Repairs{Flows: a.meter.drifted("flow"), Host: a.meter.drifted("host")}
+	for _, w := range []struct {
+		name  string
+		alive func() error
+	}{
+		{"kubernetes", a.source.Alive}, {"ovsdb", a.db.Alive},
+		{"ovs-vswitchd", func() error { _, err := a.daemon.current(); return err }},
+	} {
+		x := Watcher{Name: w.name}
+		if err := w.alive(); err != nil {
+			x.Problem = err.Error()
+		}
+		s.Watchers = append(s.Watchers, x)
+	}
+	if live, err := a.loop.bridge.Flows(ctx); err == nil {
+		n := len(live)
+		s.Live = &n
+	}
 	a.loop.view(func(d *flows.Desired, w *flows.World, last Applied) {
 		s.Flows, s.Last = d.Len(), last
 		if w == nil {
@@ -98,55 +133,4 @@ func (a *Agent) status() Status {
 		}
 	})
 	return s
-}
-
-// LiveFlow is one flow of the live table with the object behind it.
-type LiveFlow struct {
-	Owner    flows.Owner  `json:"owner"` // empty for a flow that is not ours
-	Table    string       `json:"table"`
-	Priority uint16       `json:"priority"`
-	Sentence string       `json:"sentence"`
-	Drop     flows.Reason `json:"drop,omitempty"`
-	Packets  uint64       `json:"packets"`
-	Bytes    uint64       `json:"bytes"`
-	Raw      string       `json:"raw"`
-}
-
-// liveFlows reads the table back and explains it; owner, if given, selects by the start of the owner's name.
-func (a *Agent) liveFlows(ctx context.Context, owner string) ([]LiveFlow, error) {
-	live, err := a.loop.bridge.Flows(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := []LiveFlow{}
-	a.loop.view(func(d *flows.Desired, w *flows.World, _ Applied) {
-		names := flows.NamesOf(w)
-		for _, f := range live {
-			x := LiveFlow{
-				Table: flows.Table(f.Table).String(), Priority: f.Priority, Packets: f.Packets, Bytes: f.Bytes,
-				Raw: fmt.Sprintf("cookie=%#x, table=%d, priority=%d,%s actions=%s", f.Cookie, f.Table, f.Priority, f.Text, f.Actions),
-			}
-			actions, err := flows.ParseActions(f.Actions)
-			if err != nil {
-				x.Sentence = err.Error()
-			}
-			said := flows.Flow{Table: flows.Table(f.Table), Match: flows.ParseMatch(f.Text), Actions: actions}
-			if said.Learned(f.Cookie) {
-				x.Owner = "learned"
-			}
-			if wanted, ok := d.Flow(f.Cookie); ok {
-				x.Owner, x.Drop = wanted.Owner, wanted.Drop
-				said.Drop = wanted.Drop
-			}
-			if err == nil {
-				x.Sentence = names.Explain(said)
-			}
-			// A condition is shared by rules, and its sentence names them.
-			if owner == "" || string(x.Owner) == owner || strings.HasPrefix(string(x.Owner), owner+"/") || strings.HasPrefix(string(x.Owner), owner+":") ||
-				strings.HasPrefix(string(x.Owner), "clause/") && strings.Contains(x.Sentence, " "+owner+"/") {
-				out = append(out, x)
-			}
-		}
-	})
-	return out, nil
 }

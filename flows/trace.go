@@ -3,6 +3,7 @@ package flows
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -106,6 +107,78 @@ func (t Trace) Exit() (port, tunnel string) {
 		tunnel = ""
 	}
 	return port, tunnel
+}
+
+// Exits are all ports that the packet leaves by, as OVS prints their numbers, each once; and the far end of the
+// tunnel if one of them is the tunnel. The port that it came in by is none of them (OpenFlow 1.5 §4.5), and what only
+// a packet above the MTU does is left out.
+func (t Trace) Exits() (ports []string, tunnel string) {
+	for _, s := range t.Steps {
+		if s.Aside() {
+			continue
+		}
+		for i, a := range s.Actions {
+			if value, field, ok := strings.Cut(strings.TrimPrefix(a, "set_field:"), "->"); ok && (field == "tun_dst" || field == "tun_ipv6_dst") {
+				tunnel = value
+			}
+			if i+1 < len(s.Actions) && strings.Contains(s.Actions[i+1], "skipping output to input port") {
+				continue
+			}
+			port, ok := strings.CutPrefix(a, "-> output port is ")
+			if !ok {
+				if port, ok = strings.CutPrefix(a, "output:"); !ok || strings.Trim(port, "0123456789") != "" {
+					continue
+				}
+			}
+			if !slices.Contains(ports, port) {
+				ports = append(ports, port)
+			}
+		}
+	}
+	return ports, tunnel
+}
+
+// Answered is true when the packet goes back by the port that it came from.
+func (t Trace) Answered() bool {
+	for _, s := range t.Steps {
+		if slices.Contains(s.Actions, "IN_PORT") {
+			return true
+		}
+	}
+	return false
+}
+
+// Aside is true for a step that only a packet above the MTU takes: ofproto/trace indents those below the
+// check_pkt_larger that divides the packets.
+func (s Step) Aside() bool { return s.indent >= asideIndent }
+
+// asideIndent is what ofproto/trace puts before each line that it nests.
+const asideIndent = 4
+
+// Did are the actions of the flow itself, without OVS's remarks about what they lead to.
+func (s Step) Did() Actions {
+	var out Actions
+	for _, a := range s.Actions {
+		if strings.HasPrefix(a, "->") || strings.HasPrefix(a, ">>") || a == "drop" {
+			continue
+		}
+		verb, arg := a, ""
+		if i := strings.IndexAny(a, ":("); i >= 0 {
+			verb, arg = a[:i], strings.TrimPrefix(a[i:], ":")
+		}
+		act := Action{verb, arg}
+		if n := len(out); n > 0 && out[n-1] == act && verb == "goto_table" {
+			continue // told once for the packets above the MTU and once for the others
+		}
+		out = append(out, act)
+	}
+	return out
+}
+
+// Of tells whether the step was taken by a wanted flow that stands on the switch as it was compiled. False may
+// also mean that OVS tells the step in other words than it prints the flow; read the flow back then.
+func (s Step) Of(d *Desired) bool {
+	return d.Holds(Live{Table: s.Table, Priority: s.Priority, Cookie: s.Cookie, Match: s.Match, Actions: s.Did().String()})
 }
 
 // Dropped is true when the datapath would drop the packet.

@@ -44,10 +44,19 @@ func DialDaemon(ctx context.Context, runDir string) (*Daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ovs-vswitchd in %s: %w; %s", runDir, err, remedyDaemon)
 	}
+	d, err := DialControl(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("ovs-vswitchd: %w; %s", err, remedyDaemon)
+	}
+	return d, nil
+}
+
+// DialControl connects to the control socket of any daemon of Open vSwitch.
+func DialControl(ctx context.Context, path string) (*Daemon, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("ovs-vswitchd: %w; %s", err, remedyDaemon)
+		return nil, err
 	}
 	d := &Daemon{path: path, conn: conn, done: make(chan struct{}), waiting: map[uint64]chan<- reply{}}
 	go d.read()

@@ -1,11 +1,15 @@
-// Command twill is the agent of a node and the operator's view of it.
+// Command twill is the agent of a node and the operator's view of it. Under the name kubectl-twill it is a
+// plugin of kubectl and asks the agents of a cluster.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -17,6 +21,36 @@ var version = "development"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	os.Exit(run(ctx, filepath.Base(os.Args[0]), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// Exit statuses. Anything that could not be answered is exitFailure.
+const (
+	exitFailure = 1
+	exitDropped = 3 // why: the packet does not arrive
+)
+
+// run is the whole program, under the name that it was called by.
+func run(ctx context.Context, name string, args []string, stdout, stderr io.Writer) int {
+	root := rootCommand(name)
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &errDropped{}):
+		return exitDropped
+	}
+	fmt.Fprintf(stderr, "%s: %v\n", root.CommandPath(), err)
+	return exitFailure
+}
+
+// pluginName is how kubectl calls its plugin "twill".
+const pluginName = "kubectl-twill"
+
+func rootCommand(name string) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "twill",
 		Short:         "A Kubernetes pod network on Open vSwitch",
@@ -24,9 +58,11 @@ func main() {
 		SilenceErrors: true,
 		Version:       version,
 	}
-	root.AddCommand(agentCommand(), statusCommand(), flowsCommand(), traceCommand(), uninstallCommand())
-	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "twill:", err)
-		os.Exit(1)
+	root.AddCommand(statusCommand(), flowsCommand(), traceCommand(), whyCommand(), dropsCommand(), verifyCommand(), reportCommand(), askCommand())
+	if name == pluginName {
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl twill"}
+		return root
 	}
+	root.AddCommand(agentCommand(), checkCommand(), uninstallCommand())
+	return root
 }

@@ -5,82 +5,192 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/twill-net/twill/agent"
 )
 
+// view is one form of the status.
+type view struct {
+	use, short, example string
+	text                func(screen, agent.Status)
+	part                func(agent.Status) any // what -o json prints; nil for all of it
+}
+
 func statusCommand() *cobra.Command {
+	cmd := statusView(view{
+		"status", "What this node's agent has, and what is wrong; exit status 1 if it is not ready",
+		"  twill status\n  twill status -o json\n  kubectl twill status --on worker-2", statusText, nil,
+	})
+	for _, v := range []view{
+		{"peers", "The other nodes: reachable, when they were last probed, how quickly they answered", "  twill status peers",
+			peersText, func(s agent.Status) any { return s.Peers }},
+		{"ipam", "The podCIDRs of this node: addresses used, resting and free, and who has them", "  twill status ipam",
+			ipamText, func(s agent.Status) any { return s.Addresses }},
+		{"pods", "The pods of this node: port, MAC, addresses, MTU", "  twill status pods -o json",
+			podsText, func(s agent.Status) any { return s.Pods }},
+	} {
+		cmd.AddCommand(statusView(v))
+	}
+	return cmd
+}
+
+func statusView(v view) *cobra.Command {
 	var c client
+	var again watch
 	cmd := &cobra.Command{
-		Use:     "status",
-		Short:   "What this node's agent has, and what is wrong; exit status 1 if it is not ready",
-		Example: "  twill status\n  twill status -o json",
-		Args:    cobra.NoArgs,
+		Use: v.use, Short: v.short, Example: v.example, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var s agent.Status
-			if err := c.get(cmd.Context(), "/v1/status", nil, &s); err != nil {
-				return err
-			}
-			if err := c.print(cmd.OutOrStdout(), s, func(w io.Writer) { statusText(w, s) }); err != nil {
-				return err
-			}
-			if !s.Ready {
-				return fmt.Errorf("node %s is not ready", s.Node)
-			}
-			return nil
+			return again.run(cmd.Context(), func(time.Duration) error {
+				var s agent.Status
+				if err := c.get(cmd.Context(), "", "/v1/status", nil, &s); err != nil {
+					return err
+				}
+				var shown any = s
+				if v.part != nil {
+					shown = v.part(s)
+				}
+				if err := c.print(cmd.OutOrStdout(), shown, func(w screen) { v.text(w, s) }); err != nil {
+					return err
+				}
+				if !s.Ready && v.part == nil && !again.on {
+					return fmt.Errorf("node %s is not ready", s.Node)
+				}
+				return nil
+			})
 		},
 	}
+	again.flags(cmd)
 	c.flags(cmd)
 	return cmd
 }
 
-func statusText(out io.Writer, s agent.Status) {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	defer w.Flush()
-	line := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+func statusText(s screen, st agent.Status) {
+	line := func(name, format string, args ...any) {
+		s.put(fmt.Sprintf("%-12s ", name), fmt.Sprintf(format, args...))
+	}
 	state := "ready"
-	if !s.Ready {
+	if !st.Ready {
 		state = "NOT READY"
 	}
-	line("node", "%s, %s", s.Node, state)
-	line("versions", "Twill %s, %s, datapath %s, bridge %s", s.Version, s.OVS, s.Datapath, s.Bridge)
-	line("tunnel", "%s, not encrypted", s.Tunnel)
-	line("tunnel address", "%s", s.Why)
-	line("MTU", "%d bytes for pods, %d on %s", s.MTU, s.LinkMTU, s.Interface)
-	for _, r := range s.Addresses.Ranges {
+	line("node", "%s, %s", st.Node, state)
+	line("versions", "Twill %s, %s", st.Version, st.OVS)
+	line("bridge", "%s, datapath %s", st.Bridge, st.Datapath)
+	line("tunnel", "%s, not encrypted", st.Tunnel)
+	line("address", "%s", st.Why)
+	line("MTU", "%d bytes for pods, %d on %s", st.MTU, st.LinkMTU, st.Interface)
+	for _, r := range st.Addresses.Ranges {
 		line("podCIDR", "%s: %d addresses used, %d resting, %d free", r.CIDR, r.Used, r.Cooling, r.Free)
 	}
-	line("flows", "%d; last change added %d, deleted %d in %.0f ms for %s", s.Flows, s.Last.Added, s.Last.Deleted, s.Last.TookMS, s.Last.Cause)
-	line("services", "%d ports, %d of them without an endpoint", s.Services, len(s.WithoutEndpoints))
-	for _, o := range s.WithoutEndpoints {
+	line("flows", "%d wanted, %s; last change added %d, deleted %d in %.0f ms for %s", st.Flows, liveWords(st), st.Last.Added, st.Last.Deleted, st.Last.TookMS, st.Last.Cause)
+	line("repaired", "%d flows, %d things of the host that others had changed", st.Repaired.Flows, st.Repaired.Host)
+	line("services", "%d ports, %d of them without an endpoint", st.Services, len(st.WithoutEndpoints))
+	for _, o := range st.WithoutEndpoints {
 		line("", "%s", o)
 	}
-	line("pods", "%d", len(s.Pods))
-	for _, p := range s.Pods {
-		line("", "%s  %s  port %s (%d)", p.Owner, addresses(p), p.Port, p.OFPort)
-	}
-	line("peers", "%d", len(s.Peers))
-	for _, p := range s.Peers {
+	up, down := 0, 0
+	for _, p := range st.Peers {
 		switch {
-		case p.Reachable == nil:
-			line("", "%s  %s  not yet probed %s", p.Node, p.Tunnel, p.Problem)
-		case *p.Reachable:
-			line("", "%s  %s  up, %.2f ms", p.Node, p.Tunnel, p.RTTMS)
-		default:
-			line("", "%s  %s  DOWN: %s", p.Node, p.Tunnel, p.Problem)
+		case p.Reachable != nil && *p.Reachable:
+			up++
+		case p.Reachable != nil:
+			down++
 		}
 	}
-	for _, p := range s.Problems {
-		line("problem", "%s", p)
+	line("peers", "%d up, %d down, %d not yet probed", up, down, len(st.Peers)-up-down)
+	line("pods", "%d attached", len(st.Pods))
+	for _, w := range st.Watchers {
+		if w.Problem == "" {
+			line("watcher", "%s: works", w.Name)
+		} else {
+			line("watcher", "%s: %s", w.Name, w.Problem)
+		}
+	}
+	for _, p := range st.Problems {
+		s.putColoured(s.bad("problem")+"      ", 13, p)
+	}
+	if len(st.Problems) == 0 {
+		fmt.Fprintln(s, s.good("nothing is wrong"))
 	}
 }
 
-func addresses(p agent.PodStatus) string {
-	var out []string
-	for _, a := range p.Addresses {
-		out = append(out, a.String())
+// liveWords tells how many flows the bridge holds, as far as that is known.
+func liveWords(st agent.Status) string {
+	if st.Live == nil {
+		return "live not known"
 	}
-	return strings.Join(out, " ")
+	return fmt.Sprintf("%d live", *st.Live)
+}
+
+// table prints rows in columns.
+func table(w io.Writer, rows ...[]string) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, r := range rows {
+		fmt.Fprintln(t, strings.Join(r, "\t"))
+	}
+	t.Flush()
+}
+
+func peersText(s screen, st agent.Status) {
+	if len(st.Peers) == 0 {
+		fmt.Fprintf(s, "node %s knows no other node\n", st.Node)
+		return
+	}
+	rows := [][]string{{"NODE", "TUNNEL", "STATE", "RTT", "PROBED", "PROBLEM"}}
+	for _, p := range st.Peers {
+		state, rtt, last := "not yet probed", "-", "-"
+		if p.Reachable != nil {
+			state, last = "DOWN", p.Last.UTC().Format(time.TimeOnly)
+			if *p.Reachable {
+				state, rtt = "up", fmt.Sprintf("%.2f ms", p.RTTMS)
+			}
+		}
+		rows = append(rows, []string{p.Node, p.Tunnel.String(), state, rtt, last, p.Problem})
+	}
+	table(s, rows...)
+}
+
+func ipamText(s screen, st agent.Status) {
+	if len(st.Addresses.Ranges) == 0 {
+		fmt.Fprintf(s, "node %s has no podCIDR: set spec.podCIDR of its Node, or run kube-controller-manager with --allocate-node-cidrs\n", st.Node)
+		return
+	}
+	rows := [][]string{{"PODCIDR", "USED", "RESTING", "FREE", "CAPACITY"}}
+	for _, r := range st.Addresses.Ranges {
+		rows = append(rows, []string{r.CIDR.String(), fmt.Sprint(r.Used), fmt.Sprint(r.Cooling), fmt.Sprint(r.Free), fmt.Sprint(r.Capacity)})
+	}
+	table(s, rows...)
+	rows = [][]string{{"ADDRESS", "POD"}}
+	for _, p := range st.Pods {
+		for _, a := range p.Addresses {
+			rows = append(rows, []string{a.String(), p.Namespace + "/" + p.Name})
+		}
+	}
+	if len(rows) > 1 {
+		fmt.Fprintln(s)
+		table(s, rows...)
+	}
+}
+
+func podsText(s screen, st agent.Status) {
+	if len(st.Pods) == 0 {
+		fmt.Fprintf(s, "no pod is attached on node %s\n", st.Node)
+		return
+	}
+	rows := [][]string{{"POD", "PORT", "MAC", "MTU", "ADDRESSES"}}
+	for _, p := range st.Pods {
+		name := p.Namespace + "/" + p.Name
+		if p.IfName != "eth0" {
+			name += " (" + p.IfName + ")"
+		}
+		row := []string{name, fmt.Sprintf("%d %s", p.OFPort, p.Port), p.MAC, fmt.Sprint(p.MTU), ""}
+		for _, a := range p.Addresses {
+			row[4] = a.String()
+			rows = append(rows, row)
+			row = make([]string, 5)
+		}
+	}
+	table(s, rows...)
 }

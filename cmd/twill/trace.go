@@ -1,177 +1,249 @@
 package main
 
 import (
+	"context"
 	"fmt"
-	"io"
 	"net/netip"
 	"net/url"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/twill-net/twill/agent"
-	"github.com/twill-net/twill/flows"
+	"github.com/twill-net/twill/agent/inspect"
 )
 
-// packet is what the user wants traced.
-type packet struct {
-	from, to, source, proto string
-	port                    uint16
+// packetFlags declares what describes a packet.
+func packetFlags(cmd *cobra.Command, q *inspect.Question) {
+	f := cmd.Flags()
+	f.StringVar(&q.Source, "source", "", "source address, if it is not the sender's own")
+	f.StringVar(&q.Proto, "proto", "icmp", "icmp (echo request), tcp, udp or sctp")
+	f.Uint16Var(&q.Port, "port", 0, "destination port")
+	f.Uint16Var(&q.SourcePort, "source-port", 0, "source port")
+	f.IntVar(&q.Size, "size", 0, "length of the IP packet in bytes")
+	f.BoolVar(&q.Reply, "reply", false, "the answer to that packet instead, from TO to FROM")
+	_ = cmd.RegisterFlagCompletionFunc("proto", cobra.FixedCompletions([]string{"icmp", "tcp", "udp", "sctp"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+const endpoints = `FROM and TO are pods (NAMESPACE/NAME), nodes (node/NAME), the host of this node (host), or addresses. A packet that
+leaves through the tunnel is followed to the node at its other end, if that node's agent can be asked from here.`
+
+// locate is where a question begins: on which node, and who sends to whom there.
+func (c *client) locate(ctx context.Context, q inspect.Question) (node string, _ inspect.Question, err error) {
+	if q.Reply {
+		q.From, q.To = q.To, q.From
+		q.Port, q.SourcePort = q.SourcePort, q.Port
+	}
+	from, err := c.find(ctx, q.From)
+	if err != nil {
+		return "", q, fmt.Errorf("FROM %s: %w", q.From, err)
+	}
+	to, err := c.find(ctx, q.To)
+	if err != nil {
+		return "", q, fmt.Errorf("TO %s: %w", q.To, err)
+	}
+	start := from.agent
+	if strings.HasPrefix(q.From, "node/") {
+		if q.Source == "" {
+			q.From = "host" // of that node
+		} else {
+			start = to.agent // where the packet comes out of the tunnel
+		}
+	}
+	if len(to.Addresses) > 0 && (to.agent != start || strings.HasPrefix(q.To, "node/")) {
+		if q.To, err = sameFamily(q, from, to); err != nil {
+			return "", q, err
+		}
+	}
+	return start, q, nil
+}
+
+// found is a place, and the node whose agent knows it at first hand; empty for the nearest one.
+type found struct {
+	inspect.Place
+	agent string
+}
+
+// find asks where a name is: the nearest agent first, then those of the other nodes.
+func (c *client) find(ctx context.Context, name string) (found, error) {
+	if name == "host" {
+		return found{}, nil
+	}
+	if _, err := netip.ParseAddr(name); err == nil && !c.kube.used() {
+		return found{}, nil
+	}
+	if c.kube.used() {
+		return c.findInCluster(ctx, name)
+	}
+	here, err := c.findAt(ctx, "", name)
+	if !unknownThere(err) || c.peerSockets == "" || c.offline.used() {
+		if unknownThere(err) {
+			err = fmt.Errorf("%w; if it is on another node, give its address, or use `kubectl twill`, which asks every node", err)
+		}
+		return here, err
+	}
+	var peers []string
+	if err := c.get(ctx, "", "/v1/peers", nil, &peers); err != nil {
+		return found{}, err
+	}
+	for _, node := range peers {
+		if there, err := c.findAt(ctx, node, name); err == nil {
+			return there, nil
+		}
+	}
+	return found{}, err
+}
+
+// findAt asks one agent.
+func (c *client) findAt(ctx context.Context, node, name string) (found, error) {
+	var p inspect.Place
+	if err := c.get(ctx, node, "/v1/locate", url.Values{"name": {name}}, &p); err != nil {
+		return found{}, err
+	}
+	if p.Here {
+		return found{p, node}, nil
+	}
+	return found{p, p.Node}, nil
+}
+
+// findInCluster asks the API server where a name is, and the agent there for the rest.
+func (c *client) findInCluster(ctx context.Context, name string) (found, error) {
+	nodes, err := c.kube.candidates(ctx, name)
+	if err != nil {
+		return found{}, err
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		return found{agent: nodes[0]}, nil
+	}
+	return c.findAt(ctx, nodes[0], name)
+}
+
+// sameFamily picks the address of a place that the sender has an address of the same family for.
+func sameFamily(q inspect.Question, from, to found) (string, error) {
+	for _, a := range to.Addresses {
+		if q.Source != "" {
+			if s, err := netip.ParseAddr(q.Source); err == nil && s.Is4() == a.Is4() {
+				return a.String(), nil
+			}
+			continue
+		}
+		if len(from.Addresses) == 0 {
+			return a.String(), nil
+		}
+		for _, b := range from.Addresses {
+			if a.Is4() == b.Is4() {
+				return a.String(), nil
+			}
+		}
+	}
+	return "", fmt.Errorf("%s and %s have no addresses of one family", q.From, q.To)
+}
+
+// maxHops bounds how far a packet is followed; one that goes right takes two.
+const maxHops = 4
+
+// follow asks one node after the other, as the packet goes, until it stays or nobody can be asked. next tells
+// where an answer says that it goes on. The error of a later hop is a note, not an error.
+func follow[T any](ctx context.Context, c *client, path string, q inspect.Question, next func(T) *inspect.Next) (hops []T, note string, err error) {
+	node, q, err := c.locate(ctx, q)
+	if err != nil {
+		return nil, "", err
+	}
+	for len(hops) < maxHops {
+		var t T
+		if err := c.get(ctx, node, path, q.Query(), &t); err != nil {
+			if len(hops) == 0 {
+				return nil, "", err
+			}
+			return hops, fmt.Sprintf("it goes on at node %s, which was not asked: %v", node, err), nil
+		}
+		hops = append(hops, t)
+		n := next(t)
+		if n == nil {
+			return hops, "", nil
+		}
+		node, q = n.Node, n.Question
+	}
+	return hops, fmt.Sprintf("given up after %d nodes", maxHops), nil
+}
+
+// traceResult is what `twill trace -o json` prints.
+type traceResult struct {
+	Hops    []inspect.Trace `json:"hops"`
+	Verdict inspect.Verdict `json:"verdict"`
+	Note    string          `json:"note,omitempty"`
 }
 
 func traceCommand() *cobra.Command {
 	var c client
-	var p packet
+	var q inspect.Question
 	var raw bool
 	cmd := &cobra.Command{
 		Use:   "trace FROM TO",
-		Short: "The way of one packet through this node's bridge, table by table",
-		Long: `The way of one packet through this node's bridge, table by table, with the owner of each flow it meets.
+		Short: "The way of one packet, table by table and node by node, with the object behind each step",
+		Long: `The way of one packet, table by table and node by node, with the object behind each step. The verdict is the last
+line. It is asked of the bridge as it is now (ofproto/trace); no packet is sent.
 
-FROM is a pod of this node (NAMESPACE/NAME), "host" for the node itself, or node/NAME for what comes
-from that node through the tunnel; the latter two need --source. TO is a pod of this node or any address.`,
-		Example: "  twill trace default/web-0 198.18.2.7 --proto tcp --port 80\n  twill trace node/worker-2 default/web-0 --source 198.18.2.7",
-		Args:    cobra.ExactArgs(2),
+` + endpoints,
+		Example: "  twill trace default/web-0 shop/db --proto tcp --port 5432\n  twill trace default/web-0 198.18.2.7 --raw\n  twill trace node/worker-2 default/web-0 --source 198.18.2.7\n  twill trace default/web-0 shop/db --proto tcp --port 5432 --reply",
+		Args:    cobra.ExactArgs(2), ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p.from, p.to = args[0], args[1]
-			var s agent.Status
-			if err := c.get(cmd.Context(), "/v1/status", nil, &s); err != nil {
-				return err
-			}
-			spec, err := p.spec(s)
+			q.From, q.To = args[0], args[1]
+			hops, note, err := follow(cmd.Context(), &c, "/v1/trace", q, func(t inspect.Trace) *inspect.Next { return t.Next })
 			if err != nil {
 				return err
 			}
-			var t agent.TraceResult
-			if err := c.get(cmd.Context(), "/v1/trace", url.Values{"packet": {spec}}, &t); err != nil {
-				return err
-			}
-			return c.print(cmd.OutOrStdout(), t, func(w io.Writer) { traceText(w, s, t, raw) })
+			out := traceResult{Hops: hops, Verdict: hops[len(hops)-1].Verdict, Note: note}
+			return c.print(cmd.OutOrStdout(), out, func(s screen) { traceText(s, out, raw) })
 		},
 	}
-	cmd.Flags().StringVar(&p.source, "source", "", "source address, for packets from the host or another node")
-	cmd.Flags().StringVar(&p.proto, "proto", "icmp", "icmp (echo request), tcp, udp or sctp")
-	cmd.Flags().Uint16Var(&p.port, "port", 0, "destination port")
+	packetFlags(cmd, &q)
 	cmd.Flags().BoolVar(&raw, "raw", false, "add the text of ofproto/trace")
 	c.flags(cmd)
 	return cmd
 }
 
-// spec writes the packet in the syntax of ofproto/trace (ovs-vswitchd(8)).
-func (p packet) spec(s agent.Status) (string, error) {
-	to, err := netip.ParseAddr(p.to)
-	dst := pod(s, p.to)
-	if err != nil && dst == nil {
-		return "", fmt.Errorf("TO %q is neither an address nor a pod of this node; give the address of a pod elsewhere", p.to)
-	}
-	var source netip.Addr
-	if p.source != "" {
-		if source, err = netip.ParseAddr(p.source); err != nil {
-			return "", fmt.Errorf("--source %q is no address", p.source)
+func traceText(s screen, r traceResult, raw bool) {
+	for i, t := range r.Hops {
+		for _, line := range wrap(fmt.Sprintf("%s on node %s", t.What, t.Node), s.width, s.width == 0) {
+			fmt.Fprintln(s, s.bold(line))
+		}
+		for _, step := range t.Steps {
+			owner := string(step.Owner)
+			if owner == "" {
+				owner = "-"
+			}
+			table := step.Table
+			if step.Large {
+				table = "  (large) " + table
+			}
+			switch step.State {
+			case inspect.Alien:
+				owner = "NOT TWILL'S"
+			case inspect.Altered:
+				owner += " CHANGED"
+			}
+			s.put(fmt.Sprintf("  %-9s  %-24s  ", table, owner), step.Sentence)
+		}
+		if i+1 < len(r.Hops) || raw {
+			s.put("  datapath   ", t.Datapath)
+		}
+		if raw {
+			fmt.Fprintf(s, "\n%s\n\n", s.dim(strings.TrimSpace(t.Raw)))
 		}
 	}
-	var entry string
-	src := pod(s, p.from)
-	switch node, isNode := strings.CutPrefix(p.from, "node/"); {
-	case src != nil:
-		if !source.IsValid() {
-			source = common(src.Addresses, to, dst)
-		}
-		entry = fmt.Sprintf("in_port=%d,dl_src=%s", src.OFPort, src.MAC)
-	case p.from == "host" && source.IsValid():
-		entry = fmt.Sprintf("in_port=%d,dl_src=%s", flows.GatewayPort, flows.GatewayMAC())
-	case isNode && source.IsValid():
-		tunnel, ok := peer(s, node)
-		if !ok {
-			return "", fmt.Errorf("no peer %q; see `twill status` for those this node knows", node)
-		}
-		field := "tun_src"
-		if tunnel.Is6() {
-			field = "tun_ipv6_src"
-		}
-		entry = fmt.Sprintf("in_port=%d,tun_id=%d,%s=%s,dl_src=%s", flows.TunnelPort, s.VNI, field, tunnel, flows.RouterMAC())
-	case p.from == "host" || isNode:
-		return "", fmt.Errorf("FROM %s needs --source: which address the packet comes from", p.from)
-	default:
-		return "", fmt.Errorf("FROM %q is no pod of this node; use NAMESPACE/NAME of one, host, or node/NAME (see `twill status`)", p.from)
+	if r.Note != "" {
+		s.put("note: ", r.Note)
 	}
-	if dst != nil && !to.IsValid() {
-		to = common(dst.Addresses, source, nil)
+	last := r.Hops[len(r.Hops)-1]
+	text := s.good
+	if r.Verdict.Outcome == inspect.Dropped || r.Verdict.Outcome == inspect.Lost {
+		text = s.bad
 	}
-	if !source.IsValid() || !to.IsValid() || source.Is4() != to.Is4() {
-		return "", fmt.Errorf("%s and %s have no addresses of one family", p.from, p.to)
+	verdict := r.Verdict.Sentence
+	if len(r.Hops) > 1 {
+		verdict += " on node " + last.Node
 	}
-	proto, err := p.protocol(to.Is4())
-	if err != nil {
-		return "", err
-	}
-	srcField, dstField := "nw_src", "nw_dst"
-	if to.Is6() {
-		srcField, dstField = "ipv6_src", "ipv6_dst"
-	}
-	return fmt.Sprintf("%s,dl_dst=%s,%s,%s=%s,%s=%s,nw_ttl=64", entry, flows.RouterMAC(), proto, srcField, source, dstField, to), nil
-}
-
-// protocol uses the names of fields that ofproto/trace takes in both families.
-func (p packet) protocol(v4 bool) (string, error) {
-	switch p.proto {
-	case "icmp":
-		if v4 {
-			return "icmp,icmp_type=8", nil
-		}
-		return "icmp6,icmpv6_type=128", nil
-	case "tcp", "udp", "sctp":
-		name := p.proto
-		if !v4 {
-			name += "6"
-		}
-		return fmt.Sprintf("%s,%s_dst=%d", name, p.proto, p.port), nil
-	}
-	return "", fmt.Errorf("--proto %q: use icmp, tcp, udp or sctp", p.proto)
-}
-
-// common picks the address of the family that the other side has: its address, or one of its pod's.
-func common(mine []netip.Addr, other netip.Addr, otherPod *agent.PodStatus) netip.Addr {
-	for _, a := range mine {
-		if other.IsValid() && a.Is4() == other.Is4() {
-			return a
-		}
-		if otherPod != nil && common(otherPod.Addresses, a, nil).IsValid() {
-			return a
-		}
-	}
-	return netip.Addr{}
-}
-
-func pod(s agent.Status, name string) *agent.PodStatus {
-	for i, p := range s.Pods {
-		if p.Namespace+"/"+p.Name == name {
-			return &s.Pods[i]
-		}
-	}
-	return nil
-}
-
-func peer(s agent.Status, name string) (netip.Addr, bool) {
-	for _, p := range s.Peers {
-		if p.Node == name {
-			return p.Tunnel, true
-		}
-	}
-	return netip.Addr{}, false
-}
-
-func traceText(w io.Writer, s agent.Status, t agent.TraceResult, raw bool) {
-	fmt.Fprintf(w, "%s on node %s\n", t.Packet, s.Node)
-	for _, step := range t.Steps {
-		owner := string(step.Owner)
-		if owner == "" {
-			owner = "-"
-		}
-		fmt.Fprintf(w, "  %-9s  %-24s  %s\n", step.Table, owner, step.Sentence)
-	}
-	fmt.Fprintf(w, "%s\n", t.Verdict)
-	if raw {
-		fmt.Fprintf(w, "\n%s\n", t.Raw)
+	for _, line := range wrap(verdict, s.width, s.width == 0) {
+		fmt.Fprintln(s, text(line))
 	}
 }

@@ -73,6 +73,7 @@ func (n *Node) Env() []string {
 		"TWILL_LAB="+n.lab.Name,
 		"TWILL_NODE="+n.Name,
 		"TWILL_ADMIN_SOCKET="+n.AdminSocket(),
+		"TWILL_PEER_SOCKETS="+n.lab.path("nodes", "{node}", "run", "agent.sock"),
 		"CNI_PATH="+n.path("cni", "bin"),
 		"NETCONFPATH="+n.path("cni", "net.d"),
 		"PATH="+n.lab.BinDir+":"+os.Getenv("PATH"),

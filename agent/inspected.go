@@ -1,0 +1,31 @@
+package agent
+
+import (
+	"context"
+	"errors"
+
+	"github.com/twill-net/twill/agent/inspect"
+	"github.com/twill-net/twill/flows"
+)
+
+// LiveFlow is one flow of the live table with the object behind it.
+type LiveFlow = inspect.Flow
+
+// subject is this node as the operator's tools look at it.
+func (a *Agent) subject() *inspect.Subject {
+	return &inspect.Subject{
+		Node: a.cfg.NodeName, Bridge: a.cfg.Bridge,
+		View: func(read func(*flows.Desired, *flows.World)) {
+			a.loop.view(func(d *flows.Desired, w *flows.World, _ Applied) { read(d, w) })
+		},
+		Installed: a.loop.bridge.Flows,
+		Tracer: func(context.Context) (inspect.Tracer, error) {
+			d, err := a.daemon.current()
+			if err != nil {
+				return nil, err
+			}
+			return d, nil
+		},
+		Behind: func() error { return errors.Join(a.loop.ready(), a.source.Alive()) },
+	}
+}

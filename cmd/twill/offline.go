@@ -1,0 +1,122 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/twill-net/twill/agent/inspect"
+	"github.com/twill-net/twill/ovs"
+)
+
+// offline answers without an agent, from a report or from a flow dump beside manifests.
+type offline struct {
+	bundle, dump, manifests, node string
+}
+
+func (o *offline) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.bundle, "bundle", "", "report of `twill report` to look at instead of a live node")
+	f.StringVar(&o.dump, "dump", "", "output of ovs-ofctl dump-flows to look at instead of a live node, - for standard input")
+	f.StringVar(&o.manifests, "manifests", "", "directory with the Nodes and Pods of the cluster, for --dump")
+	f.StringVar(&o.node, "as-node", "", "node that --dump is of; empty finds it by its addresses")
+}
+
+func (o *offline) used() bool { return o.bundle != "" || o.dump != "" }
+
+// check refuses half an order.
+func (o *offline) check() error {
+	switch {
+	case o.bundle != "" && (o.dump != "" || o.manifests != ""):
+		return errors.New("--bundle has all that is needed: leave --dump and --manifests away")
+	case o.dump != "" && o.manifests == "":
+		return errors.New("--dump needs --manifests: without the objects no flow has a name (`kubectl get nodes,pods -A -o yaml > DIR/cluster.yaml`)")
+	case o.dump == "" && o.manifests != "":
+		return errors.New("--manifests needs --dump: which flows shall be explained?")
+	}
+	return nil
+}
+
+// way answers in this process.
+func (o *offline) way(ctx context.Context, _ string) (http.RoundTripper, error) {
+	mux := http.NewServeMux()
+	subject, err := o.subject(ctx, mux)
+	if err != nil {
+		return nil, err
+	}
+	inspect.Register(mux, subject)
+	mux.HandleFunc("GET /v1/", func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, r.URL.Path+" can be asked of a live agent only", http.StatusInternalServerError)
+	})
+	return inProcess{mux}, nil
+}
+
+func (o *offline) subject(ctx context.Context, mux *http.ServeMux) (*inspect.Subject, error) {
+	if o.bundle == "" {
+		text, err := readAll(o.dump)
+		if err != nil {
+			return nil, fmt.Errorf("--dump %s: %w", o.dump, err)
+		}
+		s, err := inspect.Recover(ctx, text, o.manifests, o.node, ovs.System())
+		if err != nil {
+			return nil, fmt.Errorf("--dump %s: %w", o.dump, err)
+		}
+		return s, nil
+	}
+	f, err := os.Open(o.bundle)
+	if err != nil {
+		return nil, fmt.Errorf("--bundle: %w", err)
+	}
+	defer f.Close()
+	a, err := inspect.ReadArchive(f)
+	if err != nil {
+		return nil, fmt.Errorf("--bundle %s: %w", o.bundle, err)
+	}
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		data, err := a.Status()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		_, _ = w.Write(data) // into memory
+	})
+	s, err := a.Subject(ovs.System())
+	if err != nil {
+		return nil, fmt.Errorf("--bundle %s: %w", o.bundle, err)
+	}
+	return s, nil
+}
+
+func readAll(path string) (string, error) {
+	if path == "-" {
+		text, err := io.ReadAll(os.Stdin)
+		return string(text), err
+	}
+	text, err := os.ReadFile(path)
+	return string(text), err
+}
+
+// inProcess is a server in this process as a way to it.
+type inProcess struct{ http.Handler }
+
+func (p inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
+	w := answer{header: http.Header{}, code: http.StatusOK}
+	p.ServeHTTP(&w, req)
+	return &http.Response{StatusCode: w.code, Header: w.header, Body: io.NopCloser(&w.Buffer)}, nil
+}
+
+// answer collects what a handler says.
+type answer struct {
+	bytes.Buffer
+	header http.Header
+	code   int
+}
+
+func (a *answer) Header() http.Header  { return a.header }
+func (a *answer) WriteHeader(code int) { a.code = code }

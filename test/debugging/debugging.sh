@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Makes ten problems in a lab, solves each with plain Open vSwitch tools and with twill, and prints both with what
+# they really said, as docs/debugging-examples.md. Usage: test/debugging/debugging.sh [BIN-DIR] > docs/debugging-examples.md
+# Counters, durations and names that differ from run to run are replaced, so that two runs print the same. It fails
+# when a command ends otherwise than it should. Needs root.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+bin=$(cd "${1:-bin}" && pwd)
+lab=dbg$$
+trap '"$bin/twill-lab" down --name "$lab" >/dev/null 2>&1' EXIT
+l() { "$bin/twill-lab" --name "$lab" "$@"; }
+
+l up --nodes 2 --ip-family ipv4 >/dev/null
+l pod add web --node node-1 >/dev/null
+l pod add api --node node-1 >/dev/null
+l pod add db --node node-2 >/dev/null
+
+stable() {
+  sed -E -e 's/duration=[0-9.]+s/duration=…/g' -e 's/(idle|hard)_age=[0-9]+, //g' -e 's/n_(packets|bytes)=[0-9]+/n_\1=…/g' -e 's/tw[0-9a-f]{13}/twPORT/g' \
+    -e 's/ +[0-9.]+k? pkts +[0-9.]+[kM]?B/      … pkts       …B/' -e 's/[0-9.]+ ms/… ms/' \
+    -e 's#/run/twill-lab/[a-z0-9]+/nodes/node-[0-9]+/run/#/run/twill/#g' -e 's#/run/twill-lab/[a-z0-9]+/nodes/node-[0-9]+/ovs/#/var/run/openvswitch/#g' \
+    -e 's/eth\(dst=([0-9a-f]{2}:){5}[0-9a-f]{2},src=([0-9a-f]{2}:){5}[0-9a-f]{2},/eth(dst=MAC,src=MAC,/g' -e 's/udp\(src=[0-9]+/udp(src=…/' \
+    -e 's/^ +[0-9.k]+ +[0-9.k]+ +-  /  …  …  -  /' -e 's/[[:space:]]+$//'
+}
+
+# on NODE STATUS COMMAND: run it there, print it with what it said; it has to end with that status.
+on() {
+  local node=$1 want=$2 said status=0
+  said=$(l node exec "$node" -- env COLUMNS=110 bash -c "$3" 2>&1) || status=$?
+  if [ "$status" != "$want" ] || { [ -z "$said" ] && [ "$want" = 0 ]; }; then
+    echo "test/debugging/debugging.sh: $node: $3: status $status, want $want: $said" >&2
+    exit 1
+  fi
+  printf '```console\n%s# %s\n%s\n```\n\n' "$node" "$3" "$(stable <<<"$said")"
+}
+problem() { printf '## %s\n\n%s\n\n' "$1" "$2"; }
+
+echo '# Ten problems, solved twice'
+echo
+echo 'Written by `test/debugging/debugging.sh`, which makes each of them in a lab of two nodes; do not edit. Pods default/web (198.18.1.2)'
+echo 'and default/api (198.18.1.3) run on node-1, default/db (198.18.2.2) on node-2. `…` stands for what differs from run to run.'
+echo
+
+problem '1. Which way does a packet take?' 'web to db, TCP port 80. ofproto/trace shows tables and registers of one node; twill names the objects, and goes on at the other node.'
+on node-1 0 "ovs-appctl ofproto/trace br-twill in_port=1,dl_src=\$(ovs-ofctl -O OpenFlow15 dump-flows br-twill table=10 | sed -n 's/.*in_port=1,dl_src=\\([0-9a-f:]*\\).*/\\1/p' | head -1),tcp,nw_src=198.18.1.2,nw_dst=198.18.2.2,nw_ttl=64,tcp_dst=80 | grep -E '^ *[0-9]+\\.'"
+on node-1 0 'twill trace default/web default/db --proto tcp --port 80'
+
+problem '2. Nobody has the address' 'A client uses the address of a pod that is gone.'
+on node-1 0 "ovs-ofctl -O OpenFlow15 dump-flows br-twill table=60 | grep 'nw_dst=198.18.1.0/24'"
+on node-1 3 'twill why default/web 198.18.1.77'
+
+problem '3. No Node has the range' 'The address is in the cluster CIDR, and no podCIDR contains it.'
+on node-1 0 "ovs-ofctl -O OpenFlow15 --names dump-flows br-twill table=route | grep 'nw_dst=198.18.0.0/16'"
+on node-1 3 'twill why default/web 198.18.99.1'
+
+problem '4. A pod uses an address that is not its own' 'A VM or VRRP inside a pod sends from an address of its own making.'
+on node-1 0 "ovs-ofctl -O OpenFlow15 --names dump-flows br-twill table=guard | grep 'priority=10,in_port'"
+on node-1 3 'twill why default/web default/api --source 203.0.113.9'
+
+problem '5. UDP to a node vanishes' 'It goes to the port of the tunnel.'
+on node-1 0 "ovs-ofctl -O OpenFlow15 --names dump-flows br-twill table=node | grep tp_dst"
+on node-1 3 'twill why default/web node/node-2 --proto udp --port 6081'
+
+problem '6. Somebody changed a flow' 'mod-flows leaves the cookie as it is, so no list of cookies shows it. The agent puts it right at its next audit.'
+on node-1 0 "ovs-ofctl -O OpenFlow15 mod-flows br-twill 'table=60,ip,nw_dst=198.18.1.3 actions=drop' && ovs-ofctl -O OpenFlow15 dump-flows br-twill table=60 | grep 'nw_dst=198.18.1.3'"
+on node-1 3 'twill why default/web default/api'
+l agent stop node-1 >/dev/null; l agent start node-1 >/dev/null # it repairs at its start
+
+problem '7. Somebody added a flow' 'A flow that no object asked for.'
+on node-1 0 "ovs-ofctl -O OpenFlow15 add-flow br-twill 'cookie=0xbad,table=60,priority=999,tcp,tp_dst=25 actions=drop' && ovs-ofctl -O OpenFlow15 dump-flows br-twill 'cookie=0xbad/-1' | grep actions"
+on node-1 1 'twill verify --samples 0'
+l agent stop node-1 >/dev/null; l agent start node-1 >/dev/null
+
+problem '8. What is dropped, and for whom?' 'Every drop is a flow that counts; its cookie names the object and its place says the reason.'
+on node-1 0 "ovs-ofctl -O OpenFlow15 --names dump-flows br-twill | grep -c 'actions=drop'"
+on node-1 0 'twill drops --all | grep -E "reason|unknown-peer|transit"'
+
+problem '9. Which flows exist for a pod?' 'All flows of an object share the upper half of their cookie.'
+on node-1 0 "cookie=\$(ovs-ofctl -O OpenFlow15 dump-flows br-twill table=0,in_port=1 | sed -n 's/.*cookie=\\(0x[0-9a-f]*\\).*/\\1/p'); ovs-ofctl -O OpenFlow15 dump-flows br-twill \"cookie=\$cookie/0xffffffff00000000\" | grep actions"
+on node-1 0 'twill flows --pod default/web'
+
+problem '10. The agent is down' 'Packets go on by the flows that stand; the tools say what is missing, and the other node still answers for itself.'
+l agent stop node-2 >/dev/null
+on node-2 0 "ovs-ofctl -O OpenFlow15 dump-flows br-twill table=60 | grep -c actions="
+on node-2 1 'twill status'
+on node-1 0 'twill trace default/web 198.18.2.2 | tail -2'
+l agent start node-2 >/dev/null
