@@ -11,10 +11,10 @@ FUZZTIME ?= 30s
 # A package may use a whole core and a lab of its own; two at a time suit a small machine.
 TEST      = CI=true $(GO) test -count=1 -p 2 -timeout 15m
 
-.PHONY: help build test unit lint lint-selftest demo bench fuzz deps clean
+.PHONY: help build test unit lint lint-selftest demo bench kernel fuzz deps clean image chart cluster cluster-deps e2e-smoke e2e
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build twill, twill-cni and twill-lab into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -38,12 +38,33 @@ bench: deps build ## Benchmarks, each beside a baseline; docs/benchmarks.md has 
 	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 60m ./...
 	$(GO) run ./test/bench
 
+kernel: build ## The lab tests on the kernel datapath, in a virtual machine with a stock kernel; RUN=regexp selects
+	@test/kernel/run.sh '$(RUN)'
+
 fuzz: ## Fuzz every parser for FUZZTIME (30s) each
 	@for p in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
 	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; \
 	  done; \
 	done
+
+image: build ## The container image as an OCI archive, bin/twill.tar, without a container engine; ARCH=arm64 for others
+	$(GO) run ./test/image/build -version '$(VERSION)' $(if $(ARCH),-arch '$(ARCH)')
+
+chart: cluster-deps ## Renew what is made from the chart: its README and the one-file manifest
+	$(GO) run ./test/chart/make
+
+cluster: cluster-deps ## A real Kubernetes with Twill on this machine, to look at, until Ctrl-C
+	$(GO) run ./test/cluster/run
+
+e2e-smoke: cluster-deps ## Install the chart on a real Kubernetes of two nodes and try it; the first time builds Kubernetes
+	CI=true $(GO) test -tags e2e -count=1 -v -run 'TestSmoke|TestTheChart' -timeout 80m ./test/cluster
+
+e2e: cluster-deps ## Kubernetes' own network tests; FOCUS is a regular expression of their names
+	CI=true FOCUS='$(FOCUS)' $(GO) test -tags e2e -count=1 -v -run TestConformance -timeout 5h ./test/cluster
+
+cluster-deps:
+	@test/deps.sh cluster
 
 deps: ## Install the packages that are missing (Debian and Ubuntu)
 	@test/deps.sh

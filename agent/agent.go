@@ -95,7 +95,7 @@ func (a *Agent) build(ctx context.Context) error {
 	}
 	a.cutter = newCutter(&cutter{daemon: a.daemon.current, log: a.log, cut: func(n int) { a.meter.cut.Add(float64(n)) }})
 	a.pods = attach.New(attach.Config{
-		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{}, Flows: a.loop,
+		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{ProcSys: a.cfg.ProcSys}, Flows: a.loop,
 		PodCIDRs:  func() []netip.Prefix { return a.nodesNow().self.PodCIDRs },
 		MTU:       func() int { _, mtu, _ := a.plumbing.now(); return mtu },
 		NoOffload: a.plumbing.datapath() == "netdev",
@@ -192,6 +192,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 	part("the probes", endless(a.peers.run))
 	part("the audit", endless(a.audit))
 	part("the CNI server", a.serveCNI)
+	part("the report to Kubernetes", endless(a.report))
 	a.loop.kick("start")
 	<-ctx.Done()
 	wg.Wait()

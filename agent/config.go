@@ -41,6 +41,7 @@ type Config struct {
 	ClusterCIDRs      []string
 	NoMasqueradeCIDRs []string
 	Gateway           string
+	ProcSys           string
 
 	CNIPlugin   string
 	CNIBinDir   string
@@ -85,6 +86,7 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.ClusterCIDRs, "cluster-cidr", nil, "range all podCIDRs are taken from, at most one of each family; with it host routes do not grow with the nodes")
 	f.StringSliceVar(&c.NoMasqueradeCIDRs, "no-masquerade-cidr", nil, "destinations that see the address of the pod, besides pods and nodes")
 	f.StringVar(&c.Gateway, "gateway", "twill0", "name of the host's own port on the bridge")
+	f.StringVar(&c.ProcSys, "proc-sys", "/proc/sys", "where sysctls are written; in a container, whose own /proc/sys is read-only, a mount of the host's")
 	f.StringVar(&c.CNIPlugin, "cni-plugin", "/usr/local/bin/twill-cni", "plugin to install for the container runtime; empty installs nothing")
 	f.StringVar(&c.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "where the container runtime looks for plugins")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "where the container runtime looks for network configurations")

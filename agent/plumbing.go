@@ -42,6 +42,7 @@ type plumbing struct {
 	done   func(cause string) // told after each pass that may matter to flows
 
 	kicks   chan string   // look at everything
+	objects chan string   // look at everything, if Node objects ask for something else than before
 	bridges chan struct{} // look at the bridge only
 
 	mu       sync.Mutex
@@ -49,7 +50,17 @@ type plumbing struct {
 	mtu      int
 	failure  error
 	passed   bool
+
+	asked ask // what the last good look at everything was for; only run's goroutine looks here
 }
+
+// ask is what bridge and host depend on in Node objects.
+type ask struct {
+	self   flows.Node
+	routes []netip.Prefix
+}
+
+func (a ask) equal(b ask) bool { return a.self.Equal(b.self) && slices.Equal(a.routes, b.routes) }
 
 // lookTimeout bounds one look; ovs-vswitchd may take its time to make a port.
 const lookTimeout = 20 * time.Second
@@ -59,6 +70,7 @@ const hostInterval = 10 * time.Second
 
 func newPlumbing(p *plumbing) *plumbing {
 	p.kicks = make(chan string, 1)
+	p.objects = make(chan string, 1)
 	p.bridges = make(chan struct{}, 1)
 	return p
 }
@@ -67,6 +79,15 @@ func newPlumbing(p *plumbing) *plumbing {
 func (p *plumbing) kick(cause string) {
 	select {
 	case p.kicks <- cause:
+	default:
+	}
+}
+
+// kickObject asks for a look at everything if that follows from the Node objects. Most Nodes that come and go
+// change nothing here, and a look costs some processes of nft.
+func (p *plumbing) kickObject(cause string) {
+	select {
+	case p.objects <- cause:
 	default:
 	}
 }
@@ -89,6 +110,10 @@ func (p *plumbing) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case cause = <-p.kicks:
+		case cause = <-p.objects:
+			if p.unchanged() {
+				continue
+			}
 		case <-p.bridges:
 			cause = "ovsdb"
 			if _, _, err := p.now(); err == nil { // else everything has to be looked at
@@ -140,6 +165,16 @@ func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Con
 	return err
 }
 
+// unchanged is true when all is as Node objects ask for it still, as far as is known.
+func (p *plumbing) unchanged() bool {
+	nodes, err := p.nodes()
+	if err != nil {
+		return false // to be said by a pass
+	}
+	_, _, err = p.now()
+	return err == nil && p.asked.equal(ask{nodes.self, p.routes(nodes)})
+}
+
 // ensure looks at everything: which address and MTU, the bridge, the host.
 func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	nodes, err := p.nodes()
@@ -171,7 +206,10 @@ func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	}
 	gatewayChanged, gatewayErr := p.gateway(nodes, mtu).Ensure(ctx)
 	nftChanged, nftErr := p.nftables(nodes).Ensure(ctx)
-	return append(append(changed, gatewayChanged...), nftChanged...), errors.Join(gatewayErr, nftErr)
+	if err = errors.Join(gatewayErr, nftErr); err == nil {
+		p.asked = ask{nodes.self, p.routes(nodes)}
+	}
+	return append(append(changed, gatewayChanged...), nftChanged...), err
 }
 
 // ensureBridge looks at the bridge and its ports in OVSDB, for the address and MTU of the last look at
@@ -226,7 +264,7 @@ func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 func (p *plumbing) gateway(n nodeView, mtu int) host.Gateway {
 	g := host.Gateway{
 		Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, RouterMAC: flows.RouterMAC(),
-		NoOffload: p.datapath() == "netdev",
+		NoOffload: p.datapath() == "netdev", ProcSys: p.cfg.ProcSys,
 	}
 	for _, c := range n.self.PodCIDRs {
 		g.Addresses = append(g.Addresses, flows.Gateway(c))

@@ -16,7 +16,7 @@ import (
 func (a *Agent) objectChanged(key source.Key) {
 	cause := key.String()
 	if key.Kind == "Node" || key == (source.Key{}) {
-		a.plumbing.kick(cause)
+		a.plumbing.kickObject(cause)
 	}
 	a.policies.note(key)
 	a.loop.kick(cause)
@@ -84,13 +84,14 @@ func (a *Agent) world() (*flows.World, error) {
 	}
 	pods := a.pods.Attachments()
 	return &flows.World{
-		Node:         n.self,
-		Tunnel:       flows.Tunnel{Type: a.set.tunnelType, Port: a.set.tunnelPort, VNI: a.cfg.VNI, Local: under.Address},
-		ClusterCIDRs: a.set.clusterCIDRs,
-		MTU:          mtu,
-		Peers:        n.peers,
-		Pods:         pods,
-		Policy:       a.policies.update(pods),
+		Node:          n.self,
+		Tunnel:        flows.Tunnel{Type: a.set.tunnelType, Port: a.set.tunnelPort, VNI: a.cfg.VNI, Local: under.Address},
+		ClusterCIDRs:  a.set.clusterCIDRs,
+		MTU:           mtu,
+		HostAnswersND: a.plumbing.datapath() == "system",
+		Peers:         n.peers,
+		Pods:          pods,
+		Policy:        a.policies.update(pods),
 	}, nil
 }
 

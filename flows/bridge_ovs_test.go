@@ -28,7 +28,7 @@ const bridgeName = "br-twill"
 func startBridge(t testing.TB, pods ...uint32) *bridge {
 	t.Helper()
 	o := ovsd.ForTest(t, ovsd.Config{Dummy: true})
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
 	db, err := ovs.Dial(ctx, ovs.Config{Endpoint: o.Endpoint()})
 	if err != nil {

@@ -26,7 +26,7 @@ import (
 // scenario is one case of testdata: Kubernetes Nodes, the pods of one of them, and settings.
 //
 //	-- nodes.yaml --   manifests, as kubectl prints them
-//	-- settings --     node NAME | tunnel TYPE PORT | vni N | local ADDRESS | mtu BYTES | cluster CIDR...
+//	-- settings --     node NAME | tunnel TYPE PORT | vni N | local ADDRESS | mtu BYTES | cluster CIDR... | datapath system
 //	-- pods --         one line each: OFPORT NAMESPACE/NAME IFNAME MAC ADDRESS,... MTU
 //	-- want --         what comes out; written by -update
 type scenario struct {
@@ -160,6 +160,8 @@ func readSettings(t testing.TB, text string, w *flows.World) (node string) {
 			for _, c := range words[1:] {
 				w.ClusterCIDRs = append(w.ClusterCIDRs, netip.MustParsePrefix(c))
 			}
+		case "datapath":
+			w.HostAnswersND = words[1] == "system"
 		default:
 			err = fmt.Errorf("unknown setting %q", line)
 		}

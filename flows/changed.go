@@ -46,7 +46,7 @@ func Changed(old, now *World) []Owner {
 
 // sameBase is true when nothing differs that flows of all owners depend on.
 func (w *World) sameBase(o *World) bool {
-	return w.Node.Equal(o.Node) && w.Tunnel == o.Tunnel && w.MTU == o.MTU &&
+	return w.Node.Equal(o.Node) && w.Tunnel == o.Tunnel && w.MTU == o.MTU && w.HostAnswersND == o.HostAnswersND &&
 		slices.Equal(w.ClusterCIDRs, o.ClusterCIDRs)
 }
 

@@ -17,7 +17,9 @@ import (
 //	65 node       Only what is addressed to a node, a gateway or a multicast group. Here, and nowhere
 //	              else, L4 fields are looked at: Neighbor Discovery, injected tunnel packets.
 //	80 neighbour  Answers every ARP request and turns a Neighbor Solicitation into an Advertisement;
-//	85 advertise  completes that (OVS lets nd_tll be set only where the match already says type 136).
+//	85 advertise  completes that (OVS lets nd_tll be set only where the match already says type 136). On the
+//	              kernel's datapath, which cannot write options of ND, the host answers instead; nobody
+//	              depends on it, pods and host have a permanent neighbour entry of their router.
 //	90 output     Decrements the TTL where the bridge was a router hop, hands to the host's IP stack what
 //	              only it can answer (TTL exceeded, packet too big), sends.
 //
@@ -242,7 +244,7 @@ func pipelineFlows(w *World) []Flow {
 	p.routeFlows(w)
 	p.nodeFlows(w)
 	p.policyFlows()
-	p.neighbourFlows()
+	p.neighbourFlows(w)
 	p.outputFlows()
 	return p.flows
 }
@@ -324,7 +326,7 @@ func (p *builder) nodeFlows(w *World) {
 	p.add(ToNode, 0, nil, gotoTable(Isolate))
 }
 
-func (p *builder) neighbourFlows() {
+func (p *builder) neighbourFlows(w *World) {
 	router := RouterMAC()
 	p.add(Neighbour, 100, match(arp(), field("arp_op", "1")),
 		move("eth_src", "eth_dst"), setMAC(router, "eth_src"), set("2", "arp_op"),
@@ -332,16 +334,20 @@ func (p *builder) neighbourFlows() {
 		// The two protocol addresses change places by way of the one register pair free here.
 		move("arp_tpa", "reg2"), move("arp_spa", "arp_tpa"), move("reg2", "arp_spa"),
 		backToSender())
+	p.drop(Neighbour, 0, nil, DropNotAsked)
+	p.drop(Advertise, 0, nil, DropNotAsked)
+	if w.HostAnswersND {
+		p.add(Neighbour, 100, match(icmp6(135), field("reg0", isFromPod)), setMAC(GatewayMAC(), "eth_dst"), output(GatewayPort))
+		return
+	}
 	p.add(Neighbour, 100, icmp6(135),
 		move("eth_src", "eth_dst"), setMAC(router, "eth_src"),
 		move("ipv6_src", "ipv6_dst"), move("nd_target", "ipv6_src"),
 		set("136", "icmpv6_type"), set("0", "icmpv6_code"), gotoTable(Advertise))
-	p.drop(Neighbour, 0, nil, DropNotAsked)
 
 	// Option type 2 is the target's link-layer address; the flags are router, solicited, override (RFC 4861 §4.4).
 	p.add(Advertise, 100, icmp6(136),
 		set("2", "nd_options_type"), set(fmt.Sprint(uint32(0xe0000000)), "nd_reserved"), setMAC(router, "nd_tll"), backToSender())
-	p.drop(Advertise, 0, nil, DropNotAsked)
 }
 
 // outputFlows send. The megaflow of a packet whose TTL is decremented matches its TTL and its protocol,

@@ -19,6 +19,9 @@ type World struct {
 	ClusterCIDRs []netip.Prefix
 	// MTU is the largest IP packet, in bytes, that a pod may send through the tunnel.
 	MTU int
+	// HostAnswersND is true where the datapath cannot write the options of Neighbor Discovery, which is
+	// the kernel's case: there a pod's solicitation goes to the host, which answers for its own addresses.
+	HostAnswersND bool
 	// Peers are the other nodes by name, as Admit left them: no two overlap.
 	Peers map[string]Node
 	// Pods are the attachments of this node by owner. One owner has several entries while an old

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what Twill's tests, lab and demo need and this machine lacks. Nothing missing: nothing done,
 # and no package index fetched. Open vSwitch's own service is not started: every node of the lab has an
-# Open vSwitch of its own. A service that runs already is left alone.
+# Open vSwitch of its own. A service that runs already is left alone. Arguments add what more is needed:
+# cluster (a real Kubernetes).
 set -euo pipefail
 
 die() { echo "deps: $*" >&2; exit 1; }
@@ -23,6 +24,15 @@ tcpdump tcpdump
 iperf3 iperf3
 git git
 TOOLS
+for more in "$@"; do
+  case $more in
+  cluster) tools=("etcd etcd-server" "containerd containerd" "runc runc" "busybox busybox-static" "nsenter util-linux") ;;
+  *) die "what is $more? Say cluster" ;;
+  esac
+  for tool in "${tools[@]}"; do
+    command -v "${tool% *}" >/dev/null || missing+=("${tool#* }")
+  done
+done
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 command -v apt-get >/dev/null || die "these packages are missing, and there is no apt-get to install them with: ${missing[*]}"

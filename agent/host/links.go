@@ -3,10 +3,17 @@ package host
 import "context"
 
 // Links are the verbs of this package on pod interfaces, as methods, for those who take an interface.
-type Links struct{ Unlinker }
+type Links struct {
+	Unlinker
+	// ProcSys is that of every Veth.
+	ProcSys string
+}
 
 // AddVeth is the function AddVeth.
-func (*Links) AddVeth(ctx context.Context, v Veth) error { return AddVeth(ctx, v) }
+func (l *Links) AddVeth(ctx context.Context, v Veth) error {
+	v.ProcSys = l.ProcSys
+	return AddVeth(ctx, v)
+}
 
 // CheckVeth is the function CheckVeth.
 func (*Links) CheckVeth(v Veth) []string { return CheckVeth(v) }

@@ -13,11 +13,14 @@ import (
 )
 
 func (g Gateway) sysctl(name ...string) string {
-	root := g.ProcSys
-	if root == "" {
-		root = "/proc/sys"
+	return filepath.Join(append([]string{procSys(g.ProcSys), "net"}, name...)...)
+}
+
+func procSys(path string) string {
+	if path == "" {
+		return "/proc/sys"
 	}
-	return filepath.Join(append([]string{root, "net"}, name...)...)
+	return path
 }
 
 func readSysctl(path string) (string, error) {

@@ -47,6 +47,8 @@ type Veth struct {
 	// NoOffload turns transmit checksum and segmentation offload off on both ends. The userspace
 	// datapath reads packets as they are, and a checksum left to hardware would never be filled in.
 	NoOffload bool
+	// ProcSys is where sysctls of the pod are written; empty means /proc/sys.
+	ProcSys string
 }
 
 // AddVeth makes the pair and everything inside the pod. A pair that is there already is completed,

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -112,7 +113,7 @@ func (v Veth) addAddress(p *pair, link netlink.Link, a netip.Addr) error {
 	request := addressRequest(a)
 	err := p.pod.AddrReplace(link, request)
 	if a.Is6() && errors.Is(err, unix.EACCES) {
-		if err = p.netns.Do(func(ns.NetNS) error { return enableIPv6(v.IfName) }); err != nil {
+		if err = p.netns.Do(func(ns.NetNS) error { return v.enableIPv6() }); err != nil {
 			return fmt.Errorf("address %s: IPv6 is switched off in the pod and cannot be switched on, set the sysctl net.ipv6.conf.%s.disable_ipv6=0 for it: %w",
 				a, v.IfName, err)
 		}
@@ -127,8 +128,8 @@ func (v Veth) addAddress(p *pair, link netlink.Link, a netip.Addr) error {
 	return nil
 }
 
-func enableIPv6(link string) error {
-	return os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/disable_ipv6", []byte("0"), 0)
+func (v Veth) enableIPv6() error {
+	return os.WriteFile(filepath.Join(procSys(v.ProcSys), "net/ipv6/conf", v.IfName, "disable_ipv6"), []byte("0"), 0)
 }
 
 // addressRequest is a as /32 or /128. IPv6 without duplicate address detection (RFC 4862, 5.4): the

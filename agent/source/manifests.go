@@ -102,7 +102,7 @@ func (m *Manifests) Run(ctx context.Context) error {
 	timer := time.NewTimer(retry)
 	timer.Stop()
 	var first time.Time // the first event that is not dealt with yet, zero for none
-	replaced := false
+	replaced, lost, named := false, false, map[string]bool{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -113,17 +113,22 @@ func (m *Manifests) Run(ctx context.Context) error {
 			} else if filepath.Dir(event.Name) != m.dir {
 				continue
 			}
+			named[filepath.Base(event.Name)] = true
 		case err := <-watcher.Errors:
 			// Events may be lost, as at an overflow of the queue: reading everything makes up for it.
 			m.log.WithError(err).Warn("Events of the manifest directory were lost; it is read anew")
+			lost = true
 		case <-timer.C:
-			if replaced {
+			switch {
+			case replaced:
 				err = m.attach(watcher)
-			} else {
+			case lost:
 				err = m.read()
+			default:
+				err = m.readNamed(named)
 			}
 			m.setDead(err)
-			first, replaced = time.Time{}, err != nil
+			first, replaced, lost, named = time.Time{}, err != nil, false, map[string]bool{}
 			if err != nil {
 				timer.Reset(retry)
 			}
@@ -147,7 +152,11 @@ func (m *Manifests) attach(watcher *fsnotify.Watcher) error {
 }
 
 // read brings the store in step with the directory. An error is about the directory as a whole.
-func (m *Manifests) read() error {
+func (m *Manifests) read() error { return m.readNamed(nil) }
+
+// readNamed is read for events about these names: other files say what they said, or there would have been
+// an event. Links are always read, since where they lead nothing is watched. nil means every name.
+func (m *Manifests) readNamed(named map[string]bool) error {
 	list, err := os.ReadDir(m.dir)
 	if err != nil {
 		return err
@@ -159,6 +168,10 @@ func (m *Manifests) read() error {
 			continue
 		}
 		f := m.files[name]
+		if f != nil && named != nil && !named[name] && e.Type().IsRegular() {
+			found[name] = f
+			continue
+		}
 		if f == nil {
 			f = &file{}
 		}

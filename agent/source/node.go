@@ -22,7 +22,7 @@ func stripNode(o object) object {
 			Labels: n.Labels,
 		},
 		Spec:   corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
-		Status: corev1.NodeStatus{Addresses: n.Status.Addresses},
+		Status: corev1.NodeStatus{Addresses: n.Status.Addresses, Conditions: networkConditions(n)},
 	}
 }
 

@@ -40,5 +40,6 @@ same settings as to the agent.`,
 	}
 	cfg.Flags(c.Flags())
 	c.Flags().StringVar(&file, "config", "", "YAML file with values for these flags")
+	c.AddCommand(uninstallWaitCommand())
 	return c
 }

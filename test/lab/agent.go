@@ -74,7 +74,7 @@ func (l *Lab) startAgent(ctx context.Context, n *Node) error {
 // waitReady asks the agent until it says that it is ready and has installed its CNI configuration,
 // which is what a kubelet would wait for; or until it has ended, or took too long.
 func (n *Node) waitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	ctx, cancel := context.WithTimeout(ctx, readyWithin*Slow())
 	defer cancel()
 	tick := time.NewTicker(25 * time.Millisecond)
 	defer tick.Stop()
@@ -95,14 +95,14 @@ func (n *Node) waitReady(ctx context.Context) error {
 			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return ctx.Err()
 			}
-			return fmt.Errorf("agent of %s is not ready after %s: %w; the end of %s:\n%s", n.Name, readyWithin, reason, n.LogFile(), lastLines(n.LogFile(), 15))
+			return fmt.Errorf("agent of %s is not ready after %s: %w; the end of %s:\n%s", n.Name, readyWithin*Slow(), reason, n.LogFile(), lastLines(n.LogFile(), 15))
 		}
 	}
 }
 
 // Ready returns nil when the node's agent says that it is ready, and its reason when it is not.
 func (n *Node) Ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second*Slow())
 	defer cancel()
 	transport := &http.Transport{
 		DisableKeepAlives: true,

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // DefaultName is the lab that commands speak of when no --name is given.
@@ -50,6 +52,15 @@ func Dir(name string) string {
 		root = "/run/twill-lab"
 	}
 	return filepath.Join(root, name)
+}
+
+// Slow is how many times longer than on an ordinary machine things may take before they count as failed:
+// $TWILL_SLOW, 1 by default. An emulated processor wants 10.
+func Slow() time.Duration {
+	if n, err := strconv.Atoi(os.Getenv("TWILL_SLOW")); err == nil && n > 0 {
+		return time.Duration(n)
+	}
+	return 1
 }
 
 func (o *Options) setDefaults() {

@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"net/netip"
 	"time"
+
+	"github.com/twill-net/twill/test/lab"
 )
 
 // patience bounds every conversation; on an idle machine each takes milliseconds.
-const patience = 5 * time.Second
+func patience() time.Duration { return 5 * time.Second * lab.Slow() }
 
 // host is somebody who can open sockets: a pod, a node or the host outside.
 type host struct {
@@ -46,7 +48,7 @@ func talkTCP(client, server host, at netip.Addr, size int) (seen netip.Addr, err
 			return
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(10 * patience))
+		c.SetDeadline(time.Now().Add(10 * patience()))
 		h := sha256.New()
 		_, err = io.Copy(h, io.LimitReader(c, int64(size)))
 		_, werr := c.Write(h.Sum(nil))
@@ -54,13 +56,13 @@ func talkTCP(client, server host, at netip.Addr, size int) (seen netip.Addr, err
 	}()
 	var c net.Conn
 	if err := inside(client.netns, func() (err error) {
-		c, err = net.DialTimeout("tcp", l.Addr().String(), patience)
+		c, err = net.DialTimeout("tcp", l.Addr().String(), patience())
 		return err
 	}); err != nil {
 		return seen, fmt.Errorf("%s cannot connect: %w", client.name, err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * patience))
+	c.SetDeadline(time.Now().Add(10 * patience()))
 	payload := make([]byte, size)
 	rand.Read(payload)
 	if _, err := c.Write(payload); err != nil {
@@ -101,7 +103,7 @@ func talkUDP(client, server host, at netip.Addr, size int) (seen netip.Addr, err
 		return seen, err
 	}
 	buf := make([]byte, size+1)
-	s.SetDeadline(time.Now().Add(patience))
+	s.SetDeadline(time.Now().Add(patience()))
 	n, from, err := s.ReadFromUDPAddrPort(buf)
 	if err != nil {
 		return seen, fmt.Errorf("%s got nothing: %w", server.name, err)
@@ -112,7 +114,7 @@ func talkUDP(client, server host, at netip.Addr, size int) (seen netip.Addr, err
 	if _, err := s.WriteToUDPAddrPort(buf[:n], from); err != nil {
 		return seen, err
 	}
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(patience()))
 	if n, err = c.Read(buf); err != nil || string(buf[:n]) != string(payload) {
 		return seen, fmt.Errorf("the answer of %d bytes: %w", n, err)
 	}
@@ -121,7 +123,7 @@ func talkUDP(client, server host, at netip.Addr, size int) (seen netip.Addr, err
 
 // get reads a page over a connection of the namespace that the thread is in.
 func get(ctx context.Context, url string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, patience())
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -18,7 +18,7 @@ func TestNothingForeignIsTouched(t *testing.T) {
 	}
 	l.NoAgent = false
 	for _, command := range []string{
-		"ovs-vsctl add-br br-other -- set Bridge br-other datapath_type=netdev fail_mode=secure external_ids:owner=somebody",
+		"ovs-vsctl add-br br-other -- set Bridge br-other datapath_type=" + l.Datapath + " fail_mode=secure external_ids:owner=somebody",
 		"ovs-vsctl add-port br-other other0 -- set Interface other0 type=internal",
 		"ovs-ofctl add-flow br-other cookie=0x77,priority=7,ip,actions=drop",
 		"ovs-vsctl set Open_vSwitch . external_ids:somebody=else",
@@ -40,7 +40,6 @@ func TestNothingForeignIsTouched(t *testing.T) {
 			"ovs-vsctl --columns=name,datapath_type,fail_mode,external_ids,ports,controller,protocols find Bridge name=br-other",
 			"ovs-vsctl --columns=name,ofport,type,external_ids,mtu find Interface name=other0",
 			"ovs-ofctl --no-stats dump-flows br-other", "ovs-vsctl get Open_vSwitch . external_ids",
-			"ovs-vsctl list-ports br-phy",
 			"ip -o address show dev veth-other", "ip link show veth-rehto", "ip route show proto 99", "ip rule show",
 			"ip route show default", "ip -6 route show default",
 			"nft list table inet somebody", "nft list table ip twill-like",
@@ -49,6 +48,7 @@ func TestNothingForeignIsTouched(t *testing.T) {
 		}
 		return out.String()
 	}
+	bridges := onNode(t, l, "node-1", "ovs-vsctl", "list-br")
 	before := foreign()
 	unchanged := func(when string) {
 		t.Helper()
@@ -82,7 +82,7 @@ func TestNothingForeignIsTouched(t *testing.T) {
 	unchanged("after uninstalling")
 
 	for show, want := range map[string]string{
-		"ovs-vsctl list-br":                   "br-other\nbr-phy\n",
+		"ovs-vsctl list-br":                   bridges,
 		"nft list tables":                     "table inet somebody\ntable ip twill-like\n",
 		"ip -4 route show proto 119":          "",
 		"ip -6 route show proto 119":          "",

@@ -43,7 +43,7 @@ func TestAPodSendsOnlyAsItself(t *testing.T) {
 		if strings.Contains(s.send, "ping") && out.Code == 0 {
 			t.Errorf("%s: answered\n%s", s.what, out.Stdout)
 		}
-		eventually(t, patience, s.what, func() string {
+		eventually(t, patience(), s.what, func() string {
 			if now := drops(t, l, "node-1")[s.reason]; now <= before {
 				return fmt.Sprintf("no drop counted as %s: %s%s", s.reason, out.Stdout, out.Stderr)
 			}
@@ -67,7 +67,7 @@ func TestAPodSendsOnlyAsItself(t *testing.T) {
 		if err := inside(a.NetNS, func() error { return sendFrame("eth0", frame) }); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, patience, what, func() string {
+		eventually(t, patience(), what, func() string {
 			if now := drops(t, l, "node-1")["spoofed"]; now <= before {
 				return "no drop counted as spoofed"
 			}
@@ -158,7 +158,7 @@ func TestTheTunnelTakesPacketsOfKnownNodesOnly(t *testing.T) {
 	} {
 		dropped := drops(t, l, "node-1")["unknown-peer"]
 		send(c.from, c.vni)
-		eventually(t, patience, c.what, func() string {
+		eventually(t, patience(), c.what, func() string {
 			if drops(t, l, "node-1")["unknown-peer"] <= dropped {
 				return "no drop counted as unknown-peer"
 			}
@@ -170,7 +170,7 @@ func TestTheTunnelTakesPacketsOfKnownNodesOnly(t *testing.T) {
 	}
 	// The same packet from a node with our VNI arrives: the test can tell.
 	send(nodeNS(t, l, "node-2"), vni)
-	eventually(t, patience, "the good packet arrives", func() string {
+	eventually(t, patience(), "the good packet arrives", func() string {
 		if received() == before {
 			return "the pod did not get it"
 		}

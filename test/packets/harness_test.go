@@ -44,6 +44,7 @@ func newLab(t *testing.T, o lab.Options) lab.Options {
 		t.Cleanup(func() { os.RemoveAll(dir) })
 		t.Setenv("TWILL_LAB_DIR", dir)
 	}
+	o.Datapath = os.Getenv("TWILL_TEST_DATAPATH") // "" is the lab's default
 	o.Name = "p" + strings.ToLower(rand.Text()[:6])
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context())
@@ -183,7 +184,7 @@ func onNode(t *testing.T, l *lab.Lab, node string, args ...string) string {
 // pings says what one echo request with one second to live brought: "" or ping's own words.
 func pings(t *testing.T, l *lab.Lab, from lab.Pod, to netip.Addr, flags ...string) string {
 	t.Helper()
-	out := podExec(t, l, from, append(append([]string{"ping", "-n", "-c1", "-W1"}, flags...), to.String())...)
+	out := podExec(t, l, from, append(append([]string{"ping", "-n", "-c1", fmt.Sprintf("-W%d", lab.Slow())}, flags...), to.String())...)
 	if out.Code == 0 {
 		return ""
 	}
@@ -255,6 +256,7 @@ func metric(t *testing.T, l *lab.Lab, node, name, labels string) float64 {
 // eventually waits until a condition holds; it says what is wrong, or "". It returns how long that took.
 func eventually(t *testing.T, within time.Duration, what string, wrong func() string) time.Duration {
 	t.Helper()
+	within *= lab.Slow()
 	began := time.Now()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

@@ -76,7 +76,11 @@ func TestTheMTUFollowsTheUnderlayWhileRunning(t *testing.T) {
 	if got := statusOf(t, l, "node-1").MTU; got != 1500-overhead {
 		t.Fatalf("MTU %d, want %d", got, 1500-overhead)
 	}
-	onNode(t, l, "node-1", "ovs-vsctl", "set", "Interface", "br-phy", "mtu_request=1400")
+	if l.Datapath == "netdev" {
+		onNode(t, l, "node-1", "ovs-vsctl", "set", "Interface", "br-phy", "mtu_request=1400")
+	} else {
+		onNode(t, l, "node-1", "ip", "link", "set", "eth0", "mtu", "1400")
+	}
 	eventually(t, 10*time.Second, "the MTU follows", func() string {
 		if got := statusOf(t, l, "node-1").MTU; got != 1400-overhead {
 			return fmt.Sprintf("MTU %d, want %d", got, 1400-overhead)

@@ -82,8 +82,8 @@ func TestNodesAreFollowedAsTheyComeAndChangeAndGo(t *testing.T) {
 	// Another address: packets go there from the next one on.
 	n2 := node(t, l, "node-2")
 	cidrs := []string{n2.PodCIDRs()[0].String(), `"` + n2.PodCIDRs()[1].String() + `"`}
-	onNode(t, l, "node-2", "ip", "address", "del", n2.Addresses()[0].String()+"/24", "dev", "br-phy")
-	onNode(t, l, "node-2", "ip", "address", "add", "198.51.100.222/24", "dev", "br-phy")
+	onNode(t, l, "node-2", "ip", "address", "del", n2.Addresses()[0].String()+"/24", "dev", n2.Interface())
+	onNode(t, l, "node-2", "ip", "address", "add", "198.51.100.222/24", "dev", n2.Interface())
 	apply(t, l, nodeObject(t, "node-2", "2026-01-02T00:00:00Z", cidrs, []string{"198.51.100.222", n2.Addresses()[1].String()}))
 	eventually(t, 10*time.Second, "pods reach each other by the new address", func() string {
 		return pings(t, l, a, of("IPv4", b.Addresses)) + pings(t, l, b, of("IPv4", a.Addresses))

@@ -72,7 +72,7 @@ func startStream(t *testing.T, from, to lab.Pod, family string) *stream {
 			}
 		}
 	}()
-	eventually(t, patience, "the stream flows", func() string {
+	eventually(t, patience(), "the stream flows", func() string {
 		if x.back.Load() > 0 {
 			return ""
 		}

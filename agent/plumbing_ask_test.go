@@ -1,0 +1,55 @@
+package agent
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"github.com/twill-net/twill/flows"
+)
+
+func TestBridgeAndHostAreLookedAtForThoseNodesOnlyThatChangeWhatTheyNeed(t *testing.T) {
+	prefixes := func(all ...string) (out []netip.Prefix) {
+		for _, s := range all {
+			out = append(out, netip.MustParsePrefix(s))
+		}
+		return out
+	}
+	self := flows.Node{Name: "node-1", PodCIDRs: prefixes("198.18.1.0/24"), Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}}
+	peers := func(cidr string) map[string]flows.Node {
+		return map[string]flows.Node{"node-2": {Name: "node-2", PodCIDRs: prefixes(cidr)}}
+	}
+	moved, wider := self, self
+	moved.Addresses = []netip.Addr{netip.MustParseAddr("198.51.100.9")}
+	wider.PodCIDRs = prefixes("198.18.1.0/24", "2001:db8:42:1::/64")
+	for _, c := range []struct {
+		title string
+		now   nodeView
+		err   error // of reading the nodes
+		bad   error // of the last look
+		want  bool
+	}{
+		{title: "nothing changed", now: nodeView{self: self}, want: true},
+		{title: "a peer inside the cluster CIDR", now: nodeView{self: self, peers: peers("198.18.2.0/24")}, want: true},
+		{title: "a peer beyond the cluster CIDR needs a route", now: nodeView{self: self, peers: peers("203.0.113.0/24")}},
+		{title: "another InternalIP", now: nodeView{self: moved}},
+		{title: "another podCIDR", now: nodeView{self: wider}},
+		{title: "no Node", err: errors.New("no Node object")},
+		{title: "a failure before", now: nodeView{self: self}, bad: errors.New("no link twill0")},
+	} {
+		now, err := nodeView{self: self}, error(nil)
+		p := newPlumbing(&plumbing{
+			set: settings{clusterCIDRs: prefixes("198.18.0.0/16")}, passed: true,
+			nodes: func() (nodeView, error) { return now, err },
+		})
+		p.asked = ask{self, p.routes(now)}
+		now, err, p.failure = c.now, c.err, c.bad
+		if got := p.unchanged(); got != c.want {
+			t.Errorf("%s: unchanged() = %v", c.title, got)
+		}
+	}
+	before := newPlumbing(&plumbing{nodes: func() (nodeView, error) { return nodeView{}, nil }})
+	if before.unchanged() {
+		t.Error("nothing has been looked at, and nothing is to be done")
+	}
+}

@@ -1,0 +1,92 @@
+package agent
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/twill-net/twill/agent/source"
+)
+
+const (
+	// reportInterval is how often readiness is looked at.
+	reportInterval = time.Second
+	// reportPatience is how long the agent may be not ready, for the same reasons, before an Event says so:
+	// a restart of something takes less.
+	reportPatience = 15 * time.Second
+	// reportTimeout bounds one request.
+	reportTimeout = 10 * time.Second
+)
+
+// Reasons of Events at the Node.
+const (
+	eventReady    = "TwillReady"
+	eventNotReady = "TwillNotReady"
+)
+
+// networkReporter is a source that can tell Kubernetes that pods of a node can be reached.
+type networkReporter interface {
+	NetworkAvailable(ctx context.Context, node string) (changed bool, err error)
+}
+
+// report tells Kubernetes how this node does: the Node's condition NetworkUnavailable becomes false once the agent is
+// ready (and again whenever somebody else sets it); what keeps the agent from being ready becomes an Event at the Node.
+func (a *Agent) report(ctx context.Context) {
+	tick := time.NewTicker(reportInterval)
+	defer tick.Stop()
+	r := reporter{node: a.cfg.NodeName, event: a.source.Event}
+	var said string
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			problems := a.notReady()
+			r.look(problems, now)
+			to, ok := a.source.(networkReporter)
+			if !ok || len(problems) > 0 {
+				continue
+			}
+			asking, cancel := context.WithTimeout(ctx, reportTimeout)
+			changed, err := to.NetworkAvailable(asking, a.cfg.NodeName)
+			cancel()
+			switch {
+			case err != nil && err.Error() != said && ctx.Err() == nil:
+				said = err.Error()
+				a.log.WithError(err).Warn("trying again")
+			case changed:
+				said = ""
+				a.log.Info("condition NetworkUnavailable of the Node is now false")
+			}
+		}
+	}
+}
+
+// reporter turns readiness into Events: one when the agent becomes ready, one when it has not been for a while, and
+// one when the reasons are others.
+type reporter struct {
+	node  string
+	event func(about source.Ref, eventType, reason, message string)
+
+	problems []string  // as of the last look
+	since    time.Time // since when they are these
+	told     string    // the last Event
+}
+
+func (r *reporter) look(problems []string, now time.Time) {
+	if !slices.Equal(problems, r.problems) || r.since.IsZero() {
+		r.problems, r.since = slices.Clone(problems), now
+	}
+	eventType, reason, message := source.EventNormal, eventReady, "pods of this node can be attached and reached"
+	if len(problems) > 0 {
+		if now.Sub(r.since) < reportPatience {
+			return
+		}
+		eventType, reason, message = source.EventWarning, eventNotReady, strings.Join(problems, "; ")
+	}
+	if message != r.told {
+		r.told = message
+		r.event(source.Ref{Key: source.Key{Kind: "Node", Name: r.node}}, eventType, reason, message)
+	}
+}

@@ -1,0 +1,298 @@
+//go:build e2e
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestSmoke(t *testing.T) {
+	c := up(t, Options{Name: "smoke", Nodes: 2, DualStack: true})
+	ctx, root := t.Context(), checkout(t)
+	steps := []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"nodes become Ready without a restart of anything", func(t *testing.T) {
+			began := time.Now()
+			must(t, c.Install(ctx, root))
+			must(t, c.Ready(ctx, upTimeout))
+			t.Logf("from helm install to all nodes Ready: %s", time.Since(began).Round(100*time.Millisecond))
+			must(t, c.Apply(ctx, root, "coredns.yaml"))
+			must(t, c.RolledOut(ctx, "kube-system", "deployment/coredns", upTimeout))
+			must(t, c.RolledOut(ctx, TwillNamespace, "daemonset/twill-agent", upTimeout))
+			t.Logf("from helm install to CoreDNS: %s", time.Since(began).Round(100*time.Millisecond))
+			restarts, err := c.Kubectl(ctx, "get", "pods", "-A", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
+			must(t, err)
+			if strings.Trim(restarts, "0 ") != "" {
+				t.Errorf("containers restarted: %s", restarts)
+			}
+		}},
+		{"the Node says that its network is available", func(t *testing.T) {
+			must(t, Eventually(ctx, 30*time.Second, func(ctx context.Context) error {
+				out, err := c.Kubectl(ctx, "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="NetworkUnavailable")].status}`)
+				if err == nil && out != "False False" {
+					err = fmt.Errorf("conditions NetworkUnavailable are %q", out)
+				}
+				return err
+			}))
+		}},
+		{"pods reach each other", func(t *testing.T) { podsReachEachOther(t, c, root) }},
+		{"names and Services", func(t *testing.T) { namesAndServices(t, c) }},
+		{"a crowd comes and goes", func(t *testing.T) { crowd(t, c, 20) }},
+		{"a roll of the agents loses no packet", func(t *testing.T) { roll(t, c) }},
+		{"the roles allow what is asked for and no more", func(t *testing.T) { roles(t, c) }},
+		{"uninstalled, nothing is left", func(t *testing.T) { uninstall(t, c) }},
+	}
+	for _, s := range steps {
+		if !t.Run(s.name, s.run) {
+			return // what follows builds on it
+		}
+		c.step("%s", s.name)
+	}
+}
+
+// podsReachEachOther: every pair of clients and servers, same node and other, both families, small and larger than
+// any MTU.
+func podsReachEachOther(t *testing.T, c *Cluster, root string) {
+	ctx := t.Context()
+	must(t, c.Apply(ctx, root, "web.yaml"))
+	must(t, c.RolledOut(ctx, "default", "daemonset/web", upTimeout))
+	must(t, c.RolledOut(ctx, "default", "daemonset/client", upTimeout))
+	servers, clients := podsOf(t, c, "app=web"), podsOf(t, c, "app=client")
+	tried := 0
+	for _, from := range clients {
+		for _, to := range servers {
+			if len(to.IPs) != len(c.ClusterCIDRs()) {
+				t.Fatalf("pod %s has addresses %v, want one of each of %v", to.Name, to.IPs, c.ClusterCIDRs())
+			}
+			for _, ip := range to.IPs {
+				if out, err := c.Exec(ctx, from.Name, "ping", "-c1", "-W2", "-s", "4000", ip); err != nil {
+					t.Errorf("%s to %s: %v: %s", from.Node, to.Node, err, out)
+				}
+				url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 8080).String() + "/hostname"
+				if out, err := c.Exec(ctx, from.Name, "wget", "-T5", "-qO-", url); err != nil || out != to.Name {
+					t.Errorf("%s to %s: %s says %q, want %q: %v", from.Node, to.Node, url, out, to.Name, err)
+				}
+				tried++
+			}
+		}
+	}
+	if want := len(c.Nodes) * len(c.Nodes) * len(c.ClusterCIDRs()); tried != want {
+		t.Errorf("tried %d ways, want %d", tried, want)
+	}
+	// Nodes reach pods, and pods the outside.
+	for _, n := range c.Nodes {
+		if out, err := n.Exec(ctx, "ping", "-c1", "-W2", servers[0].IPs[0]); err != nil {
+			t.Errorf("%s: %v: %s", n.Name, err, out)
+		}
+	}
+	for _, from := range clients {
+		if out, err := c.Exec(ctx, from.Name, "ping", "-c1", "-W2", OutsideIP); err != nil {
+			t.Errorf("%s to the outside: %v: %s", from.Node, err, out)
+		}
+	}
+}
+
+func podsOf(t *testing.T, c *Cluster, label string) []Pod {
+	t.Helper()
+	pods, err := c.Pods(t.Context(), label)
+	must(t, err)
+	if len(pods) != len(c.Nodes) {
+		t.Fatalf("%s: %d pods, want %d", label, len(pods), len(c.Nodes))
+	}
+	return pods
+}
+
+func namesAndServices(t *testing.T, c *Cluster) {
+	ctx := t.Context()
+	ips, err := c.Kubectl(ctx, "get", "service", "web", "-o", "jsonpath={.spec.clusterIPs[*]}")
+	must(t, err)
+	for _, from := range podsOf(t, c, "app=client") {
+		must(t, Eventually(ctx, 30*time.Second, func(ctx context.Context) error {
+			out, err := c.Exec(ctx, from.Name, "nslookup", "web.default.svc.cluster.local")
+			if err != nil {
+				return err
+			}
+			for ip := range strings.FieldsSeq(ips) {
+				if !strings.Contains(out, ip) {
+					return fmt.Errorf("%s: nslookup has no %s: %s", from.Node, ip, out)
+				}
+			}
+			return nil
+		}))
+		var said []string
+		for ip := range strings.FieldsSeq(ips) {
+			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 80).String() + "/hostname"
+			for range 8 {
+				out, err := c.Exec(ctx, from.Name, "wget", "-T5", "-qO-", url)
+				if err != nil {
+					t.Errorf("%s: %s: %v", from.Node, url, err)
+				}
+				said = append(said, out)
+			}
+		}
+		slices.Sort(said)
+		if backends := slices.Compact(said); len(backends) != len(c.Nodes) {
+			t.Errorf("%s: the Service led to %v, want all of %d pods", from.Node, backends, len(c.Nodes))
+		}
+	}
+}
+
+// crowd scales a Deployment up and down again.
+func crowd(t *testing.T, c *Cluster, size int) {
+	ctx := t.Context()
+	type count struct{ ports, veths int }
+	counts := func(ctx context.Context) []count {
+		var all []count
+		for _, n := range c.Nodes {
+			ports, veths, err := n.Attachments(ctx)
+			must(t, err)
+			all = append(all, count{ports, veths})
+		}
+		return all
+	}
+	before := counts(ctx)
+	began := time.Now()
+	_, err := c.Kubectl(ctx, "scale", "deployment/crowd", fmt.Sprint("--replicas=", size))
+	must(t, err)
+	must(t, c.RolledOut(ctx, "default", "deployment/crowd", upTimeout))
+	t.Logf("0 to %d pods: %s", size, time.Since(began).Round(100*time.Millisecond))
+	more := 0
+	for i, n := range counts(ctx) {
+		more += n.ports - before[i].ports
+	}
+	if more != size {
+		t.Errorf("the bridges have %d more ports, want %d", more, size)
+	}
+	began = time.Now()
+	_, err = c.Kubectl(ctx, "scale", "deployment/crowd", "--replicas=0")
+	must(t, err)
+	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-l", "app=crowd", "--timeout=2m")
+	must(t, err)
+	must(t, Eventually(ctx, 30*time.Second, func(ctx context.Context) error {
+		if after := counts(ctx); !slices.Equal(after, before) {
+			return fmt.Errorf("ports and veths of the nodes: %v, before the crowd %v", after, before)
+		}
+		return nil
+	}))
+	t.Logf("%d to 0 pods: %s", size, time.Since(began).Round(100*time.Millisecond))
+	events, err := c.Kubectl(ctx, "get", "events", "--field-selector", "reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}")
+	must(t, err)
+	if events != "" {
+		t.Errorf("sandboxes failed: %s", events)
+	}
+	for _, n := range c.Nodes {
+		pods, err := c.Kubectl(ctx, "get", "pods", "-A", "--field-selector", "spec.nodeName="+n.Name, "-o", `jsonpath={.items[?(@.spec.hostNetwork!=true)].status.podIP}`)
+		must(t, err)
+		used, err := n.Exec(ctx, "sh", "-c", `ovs-vsctl --timeout=5 --bare --columns=external_ids list interface | grep -c twill-pod`)
+		must(t, err)
+		if want := fmt.Sprint(len(strings.Fields(pods))); used != want {
+			t.Errorf("%s: %s leases, %s pods", n.Name, used, want)
+		}
+	}
+}
+
+var pingLoss = regexp.MustCompile(`(\d+) packets transmitted, (\d+) packets received`)
+
+// roll replaces all agents while a pod pings one of another node.
+func roll(t *testing.T, c *Cluster) {
+	ctx := t.Context()
+	clients, servers := podsOf(t, c, "app=client"), podsOf(t, c, "app=web")
+	from := clients[0]
+	to := servers[slices.IndexFunc(servers, func(p Pod) bool { return p.Node != from.Node })]
+	ping := c.ControlCommand(ctx, "kubectl", "exec", from.Name, "--", "ping", "-i", "0.02", "-W1", to.IPs[0])
+	var out strings.Builder
+	ping.Stdout, ping.Stderr = &out, &out
+	must(t, ping.Start())
+	began := time.Now()
+	_, err := c.Kubectl(ctx, "-n", TwillNamespace, "rollout", "restart", "daemonset/twill-agent")
+	must(t, err)
+	must(t, c.RolledOut(ctx, TwillNamespace, "daemonset/twill-agent", upTimeout))
+	t.Logf("rolled in %s", time.Since(began).Round(100*time.Millisecond))
+	_, err = c.Exec(ctx, from.Name, "killall", "-INT", "ping")
+	must(t, err)
+	_ = ping.Wait() // its summary says all
+	found := pingLoss.FindStringSubmatch(out.String())
+	if found == nil {
+		t.Fatalf("no summary of ping: %s", out.String())
+	}
+	t.Logf("%s of %s packets arrived", found[2], found[1])
+	if found[1] != found[2] || len(found[1]) < 2 {
+		t.Errorf("%s packets sent, %s came back", found[1], found[2])
+	}
+}
+
+// roles compares what the agents have asked the API server for with what the chart lets them.
+func roles(t *testing.T, c *Cluster) {
+	ctx := t.Context()
+	requests, err := c.Requests()
+	must(t, err)
+	if len(requests) == 0 {
+		t.Fatal("the audit log has no request of an agent")
+	}
+	asked := map[string]bool{}
+	for r, times := range requests {
+		if !r.Allowed {
+			t.Errorf("refused %d times: %+v", times, r)
+		}
+		asked[r.Verb+" "+r.Group+"/"+r.Resource] = true
+	}
+	granted, err := c.Granted(ctx)
+	must(t, err)
+	for _, g := range granted {
+		if !asked[g] && !slices.Contains(rarelyUsed(), g) {
+			t.Errorf("the roles allow %q, which no agent has asked for", g)
+		}
+	}
+}
+
+// rarelyUsed are rights that a short run need not use, each with its use.
+func rarelyUsed() []string {
+	return []string{
+		"patch /events",  // an Event that repeats
+		"create /events", // one that is new
+	}
+}
+
+// uninstall deletes the release as an administrator would, after the pods.
+func uninstall(t *testing.T, c *Cluster) {
+	ctx := t.Context()
+	_, err := c.Kubectl(ctx, "delete", "daemonset/web", "daemonset/client", "deployment/crowd", "service/web", "--wait")
+	must(t, err)
+	_, err = c.Kubectl(ctx, "-n", "kube-system", "delete", "deployment/coredns")
+	must(t, err)
+	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-l", "app in (web,client,crowd)", "--timeout=1m")
+	must(t, err)
+	_, err = c.Kubectl(ctx, "-n", "kube-system", "wait", "--for=delete", "pod", "-l", "k8s-app=kube-dns", "--timeout=1m")
+	must(t, err)
+	began := time.Now()
+	_, err = c.Helm(ctx, "uninstall", "twill", "--namespace", TwillNamespace, "--wait", "--timeout", "3m")
+	must(t, err)
+	t.Logf("uninstalled in %s", time.Since(began).Round(100*time.Millisecond))
+	for _, n := range c.Nodes {
+		left, err := n.Left(ctx)
+		must(t, err)
+		for _, l := range left {
+			t.Errorf("left behind: %s", l)
+		}
+		if c.OVS == OVSHost { // what is not ours is still there
+			if _, err := n.Exec(ctx, "ip", "addr", "show", "to", n.IP()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	kinds := "all,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings"
+	objects, err := c.Kubectl(ctx, "get", kinds, "-A", "-l", "app.kubernetes.io/name=twill", "-o", "name")
+	must(t, err)
+	if objects != "" {
+		t.Errorf("objects are left: %s", objects)
+	}
+}

@@ -1,0 +1,193 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// TwillNamespace is where the tests install the chart.
+const TwillNamespace = "twill-system"
+
+// Install installs the chart of a checkout, or upgrades to it, and returns when Helm has sent everything.
+func (c *Cluster) Install(ctx context.Context, checkout string, set ...string) error {
+	args := []string{"upgrade", "--install", "twill", filepath.Join(checkout, "charts/twill"), "--namespace", TwillNamespace, "--create-namespace",
+		"--set", "image.repository=" + TwillRepository, "--set", "image.tag=" + TwillTag, "--set", "image.pullPolicy=Never",
+		"--set", "apiServer=" + APIServer, "--set", "ovs.mode=" + string(c.OVS),
+		"--set", "clusterCIDRs={" + c.families(PodCIDR, PodCIDR6) + "}", "--set", "agent.logFormat=text"}
+	for _, s := range set {
+		args = append(args, "--set", s)
+	}
+	_, err := c.Helm(ctx, args...)
+	return err
+}
+
+// Apply applies a file of this package's testdata.
+func (c *Cluster) Apply(ctx context.Context, checkout, file string) error {
+	_, err := c.Kubectl(ctx, "apply", "-f", filepath.Join(checkout, "test/cluster/testdata", file))
+	return err
+}
+
+// RolledOut waits until a DaemonSet or Deployment, such as "daemonset/web", has all its pods available.
+func (c *Cluster) RolledOut(ctx context.Context, namespace, what string, within time.Duration) error {
+	_, err := c.Kubectl(ctx, "-n", namespace, "rollout", "status", what, "--timeout", within.String())
+	return err
+}
+
+// Pod is what the tests want to know of a pod.
+type Pod struct {
+	Name, Node string
+	// IPs are its addresses, IPv4 first.
+	IPs []string
+}
+
+// Pods lists the pods with a label, such as "app=web", in the namespace default.
+func (c *Cluster) Pods(ctx context.Context, label string) ([]Pod, error) {
+	out, err := c.Kubectl(ctx, "get", "pods", "-l", label, "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var list struct {
+		Items []struct {
+			Metadata struct{ Name string }
+			Spec     struct{ NodeName string }
+			Status   struct{ PodIPs []struct{ IP string } }
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return nil, err
+	}
+	var pods []Pod
+	for _, i := range list.Items {
+		p := Pod{Name: i.Metadata.Name, Node: i.Spec.NodeName}
+		for _, ip := range i.Status.PodIPs {
+			p.IPs = append(p.IPs, ip.IP)
+		}
+		pods = append(pods, p)
+	}
+	return pods, nil
+}
+
+// Exec runs a command in a pod of the namespace default.
+func (c *Cluster) Exec(ctx context.Context, pod string, argv ...string) (string, error) {
+	return c.Kubectl(ctx, append([]string{"exec", pod, "--"}, argv...)...)
+}
+
+// Left lists what of Twill is on the node: bridge ports, links, nftables tables, routes, CNI files, sockets.
+func (n *Node) Left(ctx context.Context) ([]string, error) {
+	var left []string
+	for _, look := range []struct{ what, script string }{
+		{"bridge", "ovs-vsctl --timeout=5 list-br | grep -x br-twill || true"},
+		{"port", "ovs-vsctl --timeout=5 --if-exists list-ports br-twill 2>/dev/null || true"},
+		{"link", `ip -o link | awk -F': ' '{print $2}' | grep -E '^(tw|twill)' || true`},
+		{"route", "ip route show proto 119; ip -6 route show proto 119"},
+		{"nftables", "nft list tables | grep -w twill || true"},
+		{"file", "ls /etc/cni/net.d/*twill* /opt/cni/bin/twill-cni 2>/dev/null || true"},
+		{"socket", "ls /run/twill 2>/dev/null || true"},
+	} {
+		out, err := n.Exec(ctx, "sh", "-c", look.script)
+		if err != nil {
+			return nil, err
+		}
+		for line := range strings.Lines(out) {
+			left = append(left, n.Name+": "+look.what+" "+strings.TrimSpace(line))
+		}
+	}
+	return left, nil
+}
+
+// Attachments counts what the node has for its pods: ports of the bridge, and veths on the host.
+func (n *Node) Attachments(ctx context.Context) (ports, veths int, err error) {
+	out, err := n.Exec(ctx, "sh", "-c", "ovs-vsctl --timeout=5 list-ports br-twill | wc -l; ip -o link show type veth | wc -l")
+	if err != nil {
+		return 0, 0, err
+	}
+	_, err = fmt.Sscan(out, &ports, &veths)
+	return ports, veths, err
+}
+
+// Request is something that a service account asked the API server for.
+type Request struct {
+	Verb, Group, Resource, Namespace string
+	// Allowed is false if the server refused it.
+	Allowed bool
+}
+
+// Requests are the different ones that the agent's service account has made so far.
+func (c *Cluster) Requests() (map[Request]int, error) {
+	file, err := os.ReadFile(c.AuditLog())
+	if err != nil {
+		return nil, err
+	}
+	requests := map[Request]int{}
+	for line := range strings.Lines(string(file)) {
+		var e struct {
+			Verb        string
+			User        struct{ Username string }
+			ObjectRef   *struct{ Resource, Subresource, APIGroup, Namespace string }
+			Annotations map[string]string
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			continue // the last line may be half written
+		}
+		if e.ObjectRef == nil || e.User.Username != "system:serviceaccount:"+TwillNamespace+":twill-agent" {
+			continue
+		}
+		r := Request{Verb: e.Verb, Group: e.ObjectRef.APIGroup, Resource: e.ObjectRef.Resource, Namespace: e.ObjectRef.Namespace,
+			Allowed: e.Annotations["authorization.k8s.io/decision"] == "allow"}
+		if e.ObjectRef.Subresource != "" {
+			r.Resource += "/" + e.ObjectRef.Subresource
+		}
+		requests[r]++
+	}
+	return requests, nil
+}
+
+// Granted is what the chart's roles let the agent do: "VERB GROUP/RESOURCE".
+func (c *Cluster) Granted(ctx context.Context) ([]string, error) {
+	out, err := c.Kubectl(ctx, "get", "clusterroles,roles", "-A", "-l", "app.kubernetes.io/name=twill,app.kubernetes.io/component!=cleanup", "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var list struct {
+		Items []struct {
+			Rules []struct{ APIGroups, Resources, Verbs []string }
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return nil, err
+	}
+	var granted []string
+	for _, role := range list.Items {
+		for _, rule := range role.Rules {
+			for _, group := range rule.APIGroups {
+				for _, resource := range rule.Resources {
+					for _, verb := range rule.Verbs {
+						granted = append(granted, verb+" "+group+"/"+resource)
+					}
+				}
+			}
+		}
+	}
+	return granted, nil
+}
+
+// Describe is what somebody would look at first when something does not work.
+func (c *Cluster) Describe(ctx context.Context) string {
+	var out strings.Builder
+	for _, args := range [][]string{
+		{"get", "nodes", "-o", "wide"}, {"get", "pods", "-A", "-o", "wide"}, {"get", "events", "-A", "--sort-by=.lastTimestamp"},
+		{"-n", TwillNamespace, "logs", "-l", "app.kubernetes.io/name=twill", "--all-containers", "--prefix", "--tail=30"},
+	} {
+		said, err := c.Kubectl(ctx, args...)
+		fmt.Fprintf(&out, "--- kubectl %s\n%s\n", strings.Join(args, " "), said)
+		if err != nil {
+			fmt.Fprintln(&out, err)
+		}
+	}
+	return out.String() + c.LogTails(12)
+}
