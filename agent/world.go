@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -18,7 +19,11 @@ func (a *Agent) objectChanged(key source.Key) {
 		a.source.Event(source.Ref{Key: key}, source.EventWarning, "TwillNotUsed", p.Reason)
 	}
 	cause := key.String()
-	a.plumbing.kickObject(cause)
+	if slices.Contains(source.ServiceKindNames(), key.Kind) {
+		a.plumbing.kick(cause) // node ports and addresses that are routed to the bridge
+	} else {
+		a.plumbing.kickObject(cause)
+	}
 	a.policies.note(key)
 	a.loop.kick(cause)
 }
