@@ -1,8 +1,12 @@
 package policies
 
 import (
+	"context"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,6 +41,7 @@ spec:
 		}
 		t.Run(family, func(t *testing.T) {
 			defer apply(t, l, head+"  egress: [{to: [{podSelector: {matchLabels: {app: server}}}]}]\n")()
+			inForce(t, l, "node-1", "networkpolicy/shop/client/egress/0")
 			endless(t, server, 90)
 			conn, err := within(client.NetNS, func() (net.Conn, error) {
 				return net.Dial("udp", netip.AddrPortFrom(address, 90).String())
@@ -71,6 +76,34 @@ spec:
 			t.Logf("the last packet came %s after the change was written", last.Sub(changed).Round(time.Millisecond))
 		})
 	}
+}
+
+// inForce waits until the bridge of a node has flows of that owner. What was open before is not remembered.
+func inForce(t *testing.T, l *lab.Lab, node, owner string) {
+	t.Helper()
+	n, err := l.Node(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", n.AdminSocket())
+	}}}
+	defer ask.CloseIdleConnections()
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); {
+		resp, err := ask.Get("http://agent/v1/flows?owner=" + owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(body), `"owner": "`+owner) {
+			return
+		}
+	}
+	t.Fatalf("%s has no flows of %s", node, owner)
 }
 
 func hears(c net.Conn, d time.Duration) bool {
