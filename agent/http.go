@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -62,11 +63,12 @@ func (a *Agent) serveAdmin(ctx context.Context) error {
 	return serve(ctx, l, mux)
 }
 
-// answers is true when somebody listens on a unix socket.
+// answers is true when somebody listens on a unix socket, or may do so: only a connection that is refused and
+// a socket that is not there tell that nobody does.
 func answers(ctx context.Context, socket string) bool {
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	if err != nil {
-		return false
+		return !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, os.ErrNotExist)
 	}
 	c.Close()
 	return true
