@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// servicesByKubeProxy is the switch for the time until Twill serves Services: then it is false, nothing else of them
+// servicesByKubeProxy is who serves Services in these tests, Twill itself when it is false, nothing else of them
 // runs on the nodes, and everything else here stays as it is.
 const servicesByKubeProxy = true
 

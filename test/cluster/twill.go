@@ -19,6 +19,9 @@ func (c *Cluster) Install(ctx context.Context, checkout string, set ...string) e
 		"--set", "image.repository=" + TwillRepository, "--set", "image.tag=" + TwillTag, "--set", "image.pullPolicy=Never",
 		"--set", "apiServer=" + APIServer, "--set", "ovs.mode=" + string(c.OVS),
 		"--set", "clusterCIDRs={" + c.families(PodCIDR, PodCIDR6) + "}", "--set", "agent.logFormat=text"}
+	if c.KubeProxy {
+		args = append(args, "--set-string", "serviceProxy=off")
+	}
 	for _, s := range set {
 		args = append(args, "--set", s)
 	}

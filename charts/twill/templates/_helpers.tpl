@@ -26,6 +26,7 @@ tunnel-interface: {{ .Values.tunnel.interface | quote }}
 mtu: {{ .Values.mtu }}
 cluster-cidr: {{ .Values.clusterCIDRs | toJson }}
 no-masquerade-cidr: {{ .Values.noMasqueradeCIDRs | toJson }}
+service-proxy: {{ .Values.serviceProxy | quote }}
 server: {{ .Values.apiServer | quote }}
 cni-plugin: /usr/local/bin/twill-cni
 cni-bin-dir: /host/cni/bin
