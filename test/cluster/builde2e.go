@@ -22,6 +22,8 @@ const e2eModule = "test/cluster/e2e"
 func BuildE2E(ctx context.Context, checkout string, log func(string, ...any)) (Programs, error) {
 	return build(ctx, filepath.Join(checkout, e2eModule), log, []target{
 		{out: "agnhost", pkg: "k8s.io/kubernetes/test/images/agnhost"},
+		// HostPort, as long as Twill leaves it to the plugin chained after it.
+		{out: "portmap", pkg: "github.com/containernetworking/plugins/plugins/meta/portmap", dir: checkout},
 		{out: "ginkgo", pkg: "github.com/onsi/ginkgo/v2/ginkgo"},
 		{out: "e2e.test", pkg: "k8s.io/kubernetes/test/e2e", test: true},
 	})

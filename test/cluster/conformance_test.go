@@ -67,7 +67,11 @@ func upForE2E(t *testing.T) *Cluster {
 	agnhost, err := programs.BuildAgnhost(ctx, root, t.TempDir())
 	must(t, err)
 	c := up(t, Options{Name: "e2e", Nodes: 2, DualStack: true, Images: []string{agnhost}})
-	must(t, c.Install(ctx, root))
+	for _, n := range c.Nodes {
+		_, err := n.Exec(ctx, "cp", programs.path("portmap"), "/opt/cni/bin/portmap")
+		must(t, err)
+	}
+	must(t, c.Install(ctx, root, "cni.portmap=true"))
 	must(t, c.Ready(ctx, upTimeout))
 	must(t, c.Apply(ctx, root, "coredns.yaml"))
 	must(t, c.RolledOut(ctx, "kube-system", "deployment/coredns", upTimeout))
