@@ -77,7 +77,7 @@ func (c *cutter) look(ctx context.Context) (cut int, err error) {
 		return 0, err
 	}
 	// Until the datapath has followed, packets may still open connections by the flows of before.
-	if _, err := d.Call(ctx, "revalidator/wait"); err != nil {
+	if err := d.WaitRevalidated(ctx); err != nil {
 		return 0, err
 	}
 	zone := fmt.Sprintf("zone=%d", flows.PolicyZone)

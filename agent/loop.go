@@ -256,7 +256,7 @@ func (l *loop) live(ctx context.Context) ([]flows.Live, []flows.LiveGroup, error
 	}
 	live := make([]flows.Live, len(installed))
 	for i, f := range installed {
-		live[i] = flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions}
+		live[i] = f.Live()
 	}
 	return live, groups, nil
 }

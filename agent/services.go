@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -49,8 +50,7 @@ func (p *plumbing) serviceRoutes(n nodeView) []netip.Prefix {
 		return nil
 	}
 	taken := map[netip.Addr]bool{}
-	nodes := append([]flows.Node{n.self}, mapValues(n.peers)...)
-	for _, node := range nodes {
+	for _, node := range append(slices.Collect(maps.Values(n.peers)), n.self) {
 		for _, a := range node.Addresses {
 			taken[a] = true
 		}
@@ -63,13 +63,6 @@ func (p *plumbing) serviceRoutes(n nodeView) []netip.Prefix {
 	return slices.DeleteFunc(out, func(r netip.Prefix) bool {
 		return !families[r.Addr().Is4()] || r.IsSingleIP() && taken[r.Addr()]
 	})
-}
-
-func mapValues[K comparable, V any](m map[K]V) (out []V) {
-	for _, v := range m {
-		out = append(out, v)
-	}
-	return out
 }
 
 // hostServices is what the host's nftables do for Services.

@@ -105,7 +105,7 @@ func (b *bridge) diff(d *flows.Desired) flows.Delta {
 func live(installed []ovs.Installed) []flows.Live {
 	var out []flows.Live
 	for _, f := range installed {
-		out = append(out, flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions})
+		out = append(out, f.Live())
 	}
 	return out
 }

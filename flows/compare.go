@@ -53,7 +53,7 @@ func (d *Desired) Holds(l Live) bool {
 // Compare lists what the switch holds and nobody wants, what is wanted and not there, and what stands there
 // altered, by table, falling priority and text. It is Diff for readers: nothing of it is to be carried out.
 func (d *Desired) Compare(live []Live) []Difference {
-	live = slices.DeleteFunc(slices.Clone(live), func(l Live) bool { return Flow{Table: l.Table}.Learned(l.Cookie) })
+	live = wanting(live)
 	count := map[uint64]int{}
 	for _, l := range live {
 		count[l.Cookie]++

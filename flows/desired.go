@@ -193,11 +193,17 @@ func sameFields(a, b Match) bool {
 	return true
 }
 
+// Learned is true for a flow that a packet left on the switch: which endpoint a client had.
+func (l Live) Learned() bool { return l.Table == Sticky && l.Cookie == stickyCookie }
+
+// wanting leaves out what packets have learned: nobody asks for that, and nobody minds it.
+func wanting(live []Live) []Live { return slices.DeleteFunc(slices.Clone(live), Live.Learned) }
+
 // Diff compares what is wanted with what is there. A flow counts as there when its cookie stands once and
 // the flow Is what was wanted; everything else is deleted by its full cookie. What packets have learned
 // (table sticky) is left alone.
 func (d *Desired) Diff(live []Live) Delta {
-	live = slices.DeleteFunc(slices.Clone(live), func(l Live) bool { return Flow{Table: l.Table}.Learned(l.Cookie) })
+	live = wanting(live)
 	seen := map[uint64]int{}
 	for _, l := range live {
 		seen[l.Cookie]++
@@ -205,8 +211,7 @@ func (d *Desired) Diff(live []Live) Delta {
 	var out Delta
 	good := map[uint64]bool{}
 	for _, l := range live {
-		f, wanted := d.cookies[l.Cookie]
-		if wanted && seen[l.Cookie] == 1 && (l.Is(f) || l == d.dialect[l.Cookie]) {
+		if seen[l.Cookie] == 1 && d.Holds(l) {
 			good[l.Cookie] = true
 			continue
 		}

@@ -66,9 +66,6 @@ func prefixComma(s string) string {
 	return "," + s
 }
 
-// Learned is true for a flow, with this cookie on the switch, that a packet left there: which endpoint a client had.
-func (f Flow) Learned(cookie uint64) bool { return f.Table == Sticky && cookie == stickyCookie }
-
 // named returns the flow with the cookie that follows from its owner and its text.
 func (f Flow) named() Flow {
 	f.Cookie = uint64(f.Owner.hash())<<32 | uint64(hash32(f.Spec()))

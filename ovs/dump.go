@@ -6,6 +6,8 @@ import (
 	"io"
 	"strconv"
 	"strings"
+
+	"github.com/twill-net/twill/flows"
 )
 
 // Installed is a flow as dump-flows shows it.
@@ -22,6 +24,11 @@ type Installed struct {
 	Text string
 	// Actions are as OVS writes them.
 	Actions string
+}
+
+// Live is the flow as package flows compares it with what is wanted.
+func (f Installed) Live() flows.Live {
+	return flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions}
 }
 
 // defaultPriority is OFP_DEFAULT_PRIORITY, which ovs-ofctl does not print.

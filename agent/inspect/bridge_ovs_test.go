@@ -169,7 +169,7 @@ func (n *node) live() []flows.Live {
 func liveOf(installed []ovs.Installed) []flows.Live {
 	var out []flows.Live
 	for _, f := range installed {
-		out = append(out, flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions})
+		out = append(out, f.Live())
 	}
 	return out
 }

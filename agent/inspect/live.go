@@ -93,7 +93,7 @@ func explain(d *flows.Desired, names *flows.Names, l flows.Live) Flow {
 	said, err := l.Flow()
 	wanted, ours := d.Flow(l.Cookie)
 	switch {
-	case said.Learned(l.Cookie):
+	case l.Learned():
 		x.Owner = "learned"
 	case !ours:
 		x.State = Alien

@@ -138,7 +138,7 @@ func restore(installed []ovs.Installed, groups string) (bundle string, ports []u
 	}
 	seen := map[uint32]bool{}
 	for _, f := range installed {
-		line := liveOf(f).Line()
+		line := f.Live().Line()
 		fmt.Fprintf(&b, "flow add %s\n", line)
 		for _, m := range portField.FindAllStringSubmatch(line, -1) {
 			n, err := strconv.ParseUint(cmp.Or(m[1], m[2], m[3]), 0, 32)

@@ -66,13 +66,9 @@ func (s *Subject) live(ctx context.Context) ([]flows.Live, []ovs.Installed, erro
 	}
 	live := make([]flows.Live, len(installed))
 	for i, f := range installed {
-		live[i] = liveOf(f)
+		live[i] = f.Live()
 	}
 	return live, installed, nil
-}
-
-func liveOf(f ovs.Installed) flows.Live {
-	return flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions}
 }
 
 // Place is where something that has a name is.

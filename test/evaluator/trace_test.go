@@ -103,31 +103,6 @@ func decode(t testing.TB, c evaluator.Cluster) objects {
 	return out
 }
 
-// tell tells an index about one object; nil for one that is gone.
-func tell(x *policy.Index, k source.Key, value any) {
-	switch k.Kind {
-	case "Pod":
-		v, _ := value.(*policy.Pod)
-		x.SetPod(k.Namespace+"/"+k.Name, v)
-	case "Namespace":
-		v, _ := value.(*policy.Namespace)
-		x.SetNamespace(k.Name, v)
-	case "NetworkPolicy":
-		v, _ := value.(*policy.Policy)
-		x.SetPolicy("networkpolicy/"+k.Namespace+"/"+k.Name, v)
-	case "ClusterNetworkPolicy":
-		v, _ := value.(*policy.Policy)
-		x.SetPolicy("clusternetworkpolicy/"+k.Name, v)
-	case "Node":
-		n, ok := value.(flows.Node)
-		if !ok {
-			x.SetNode(k.Name, nil)
-			return
-		}
-		x.SetNode(k.Name, &policy.Node{Name: n.Name, Labels: policy.Labels(n.Labels), Addresses: n.Addresses})
-	}
-}
-
 func sortedKeys(o objects) []source.Key {
 	var keys []source.Key
 	for k := range o {
@@ -217,7 +192,7 @@ func wander(d dice, x *policy.Index, before, now objects, locals map[flows.Owner
 		if i == at {
 			x.SetLocal(attached(locals))
 		}
-		tell(x, keys[j], now[keys[j]])
+		source.Tell(x, keys[j], now[keys[j]])
 		if d.one(3) {
 			x.Policy()
 		}
@@ -246,7 +221,7 @@ func TestRandomPoliciesOnARealBridge(t *testing.T) {
 
 		fresh := policy.NewIndex()
 		for _, k := range sortedKeys(now) {
-			tell(fresh, k, now[k])
+			source.Tell(fresh, k, now[k])
 		}
 		fresh.SetLocal(attached(w.Pods))
 		w.Policy = fresh.Policy()
@@ -473,7 +448,7 @@ func (b *bridge) inStep(d *flows.Desired) {
 	}
 	var live []flows.Live
 	for _, f := range installed {
-		live = append(live, flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions})
+		live = append(live, f.Live())
 	}
 	if delta := d.Diff(live); !delta.Empty() {
 		b.t.Errorf("the switch shows other flows than were compiled: %s", delta.Bundle())
