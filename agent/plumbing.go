@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -44,7 +45,7 @@ type plumbing struct {
 	done   func(cause string) // told after each pass that may matter to flows
 
 	kicks   chan string   // look at everything
-	objects chan string   // look at everything, if Node objects ask for something else than before
+	objects chan string   // look at everything, if objects ask for something else than before
 	bridges chan struct{} // look at the bridge only
 
 	mu       sync.Mutex
@@ -56,13 +57,21 @@ type plumbing struct {
 	asked ask // what the last good look at everything was for; only run's goroutine looks here
 }
 
-// ask is what bridge and host depend on in Node objects.
+// ask is what bridge and host depend on in objects: Nodes, Services and who serves them.
 type ask struct {
-	self   flows.Node
-	routes []netip.Prefix
+	self     flows.Node
+	routes   []netip.Prefix
+	services *host.NFTServices
 }
 
-func (a ask) equal(b ask) bool { return a.self.Equal(b.self) && slices.Equal(a.routes, b.routes) }
+func (a ask) equal(b ask) bool {
+	return a.self.Equal(b.self) && slices.Equal(a.routes, b.routes) && reflect.DeepEqual(a.services, b.services)
+}
+
+// ask puts together what the objects ask for now.
+func (p *plumbing) ask(n nodeView) ask {
+	return ask{n.self, append(p.routes(n), p.serviceRoutes(n)...), p.hostServices(n)}
+}
 
 // lookTimeout bounds one look; ovs-vswitchd may take its time to make a port.
 const lookTimeout = 20 * time.Second
@@ -85,8 +94,8 @@ func (p *plumbing) kick(cause string) {
 	}
 }
 
-// kickObject asks for a look at everything if that follows from the Node objects. Most Nodes that come and go
-// change nothing here, and a look costs some processes of nft.
+// kickObject asks for a look at everything if that follows from the objects. Most that come and go change
+// nothing here, and a look costs some processes of nft.
 func (p *plumbing) kickObject(cause string) {
 	select {
 	case p.objects <- cause:
@@ -167,14 +176,14 @@ func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Con
 	return err
 }
 
-// unchanged is true when all is as Node objects ask for it still, as far as is known.
+// unchanged is true when all is as objects ask for it still, as far as is known.
 func (p *plumbing) unchanged() bool {
 	nodes, err := p.nodes()
 	if err != nil {
 		return false // to be said by a pass
 	}
 	_, _, err = p.now()
-	return err == nil && p.asked.equal(ask{nodes.self, p.routes(nodes)})
+	return err == nil && p.asked.equal(p.ask(nodes))
 }
 
 // ensure looks at everything: which address and MTU, the bridge, the host.
@@ -209,7 +218,7 @@ func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	gatewayChanged, gatewayErr := p.gateway(nodes, mtu).Ensure(ctx)
 	nftChanged, nftErr := p.nftables(nodes).Ensure(ctx)
 	if err = errors.Join(gatewayErr, nftErr); err == nil {
-		p.asked = ask{nodes.self, p.routes(nodes)}
+		p.asked = p.ask(nodes)
 	}
 	return append(append(changed, gatewayChanged...), nftChanged...), err
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/twill-net/twill/flows"
 )
 
-func TestBridgeAndHostAreLookedAtForThoseNodesOnlyThatChangeWhatTheyNeed(t *testing.T) {
+func TestBridgeAndHostAreLookedAtForThoseObjectsOnlyThatChangeWhatTheyNeed(t *testing.T) {
 	prefixes := func(all ...string) (out []netip.Prefix) {
 		for _, s := range all {
 			out = append(out, netip.MustParsePrefix(s))
@@ -22,11 +22,13 @@ func TestBridgeAndHostAreLookedAtForThoseNodesOnlyThatChangeWhatTheyNeed(t *test
 	moved, wider := self, self
 	moved.Addresses = []netip.Addr{netip.MustParseAddr("198.51.100.9")}
 	wider.PodCIDRs = prefixes("198.18.1.0/24", "2001:db8:42:1::/64")
+	service := []netip.Addr{netip.MustParseAddr("198.19.0.80")}
 	for _, c := range []struct {
 		title string
 		now   nodeView
 		err   error // of reading the nodes
 		bad   error // of the last look
+		port  *flows.ServicePort
 		want  bool
 	}{
 		{title: "nothing changed", now: nodeView{self: self}, want: true},
@@ -34,15 +36,24 @@ func TestBridgeAndHostAreLookedAtForThoseNodesOnlyThatChangeWhatTheyNeed(t *test
 		{title: "a peer beyond the cluster CIDR needs a route", now: nodeView{self: self, peers: peers("203.0.113.0/24")}},
 		{title: "another InternalIP", now: nodeView{self: moved}},
 		{title: "another podCIDR", now: nodeView{self: wider}},
+		{title: "a Service inside", port: &flows.ServicePort{Protocol: "tcp", ClusterIPs: service, Port: 80}, now: nodeView{self: self}, want: true},
+		{title: "a Service without endpoints, by UDP", port: &flows.ServicePort{Protocol: "udp", ClusterIPs: service, Port: 53}, now: nodeView{self: self}},
+		{title: "a node port", port: &flows.ServicePort{Protocol: "tcp", ClusterIPs: service, Port: 80, NodePort: 30080}, now: nodeView{self: self}},
+		{title: "an external address", port: &flows.ServicePort{Protocol: "tcp", ClusterIPs: service, Port: 80, External: []netip.Addr{netip.MustParseAddr("203.0.113.7")}}, now: nodeView{self: self}},
 		{title: "no Node", err: errors.New("no Node object")},
 		{title: "a failure before", now: nodeView{self: self}, bad: errors.New("no link twill0")},
 	} {
 		now, err := nodeView{self: self}, error(nil)
+		services := &flows.Services{CIDRs: prefixes("198.19.0.0/16")}
 		p := newPlumbing(&plumbing{
 			set: settings{clusterCIDRs: prefixes("198.18.0.0/16")}, passed: true,
-			nodes: func() (nodeView, error) { return now, err },
+			nodes:    func() (nodeView, error) { return now, err },
+			services: func() *flows.Services { return services },
 		})
-		p.asked = ask{self, p.routes(now)}
+		p.asked = p.ask(now)
+		if c.port != nil {
+			services = &flows.Services{CIDRs: services.CIDRs, Ports: map[flows.Owner]*flows.ServicePort{"service/default/web:": c.port}}
+		}
 		now, err, p.failure = c.now, c.err, c.bad
 		if got := p.unchanged(); got != c.want {
 			t.Errorf("%s: unchanged() = %v", c.title, got)

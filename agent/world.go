@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -19,11 +18,7 @@ func (a *Agent) objectChanged(key source.Key) {
 		a.source.Event(source.Ref{Key: key}, source.EventWarning, "TwillNotUsed", p.Reason)
 	}
 	cause := key.String()
-	if slices.Contains(source.ServiceKindNames(), key.Kind) {
-		a.plumbing.kick(cause) // node ports and addresses that are routed to the bridge
-	} else {
-		a.plumbing.kickObject(cause)
-	}
+	a.plumbing.kickObject(cause)
 	a.policies.note(key)
 	a.loop.kick(cause)
 }

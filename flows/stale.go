@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -71,6 +72,8 @@ func (s *Services) Unserved() (out []StaleConnections) {
 			out = append(out, StaleConnections{Protocol: p.Protocol, Frontend: netip.AddrPortFrom(f.address, f.port)})
 		}
 	}
-	slices.SortFunc(out, func(a, b StaleConnections) int { return a.Frontend.Compare(b.Frontend) })
+	slices.SortFunc(out, func(a, b StaleConnections) int {
+		return cmp.Or(a.Frontend.Compare(b.Frontend), cmp.Compare(a.Protocol, b.Protocol))
+	})
 	return out
 }
