@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containernetworking/plugins/pkg/ns"
-
 	"github.com/twill-net/twill/test/lab"
 )
 
@@ -88,5 +86,5 @@ func (c counters) since(before counters, name string) float64 { return c[name] -
 
 // inNetNS calls f on a thread inside a named namespace. Sockets made there stay there.
 func inNetNS(name string, f func() error) error {
-	return ns.WithNetNSPath(filepath.Join("/run/netns", name), func(ns.NetNS) error { return f() })
+	return lab.Inside(filepath.Join("/run/netns", name), f)
 }

@@ -33,18 +33,22 @@ func (l *Lab) namespaces() []string {
 
 // inNetNS calls f on a thread that is inside the namespace. Processes that f starts are inside, too;
 // unlike those of `ip netns exec` they keep the mounts, /sys among them, of everybody else.
-func inNetNS(name string, f func() error) error {
+func inNetNS(name string, f func() error) error { return Inside(netnsPath(name), f) }
+
+// Inside calls f on a thread that has entered the network namespace at a path, such as a Pod's NetNS. Sockets
+// that f opens stay there.
+func Inside(path string, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // for ever: the thread dies with this goroutine
 		done <- func() error {
-			ns, err := netns.GetFromPath(netnsPath(name))
+			ns, err := netns.GetFromPath(path)
 			if err != nil {
-				return fmt.Errorf("open network namespace %s: %w", name, err)
+				return fmt.Errorf("open network namespace %s: %w", path, err)
 			}
 			defer ns.Close()
 			if err := netns.Set(ns); err != nil {
-				return fmt.Errorf("enter network namespace %s: %w", name, err)
+				return fmt.Errorf("enter network namespace %s: %w", path, err)
 			}
 			return f()
 		}()

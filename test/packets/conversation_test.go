@@ -29,7 +29,7 @@ type host struct {
 // returns the address that the server saw.
 func talkTCP(client, server host, at netip.Addr, size int) (seen netip.Addr, err error) {
 	var l net.Listener
-	if err := inside(server.netns, func() (err error) {
+	if err := lab.Inside(server.netns, func() (err error) {
 		l, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
 		return err
 	}); err != nil {
@@ -55,7 +55,7 @@ func talkTCP(client, server host, at netip.Addr, size int) (seen netip.Addr, err
 		served <- accepted{c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(), errors.Join(err, werr)}
 	}()
 	var c net.Conn
-	if err := inside(client.netns, func() (err error) {
+	if err := lab.Inside(client.netns, func() (err error) {
 		c, err = net.DialTimeout("tcp", l.Addr().String(), patience())
 		return err
 	}); err != nil {
@@ -83,14 +83,14 @@ func talkTCP(client, server host, at netip.Addr, size int) (seen netip.Addr, err
 // returns the address that the server saw. The client asks from its address own when that is valid.
 func talkUDP(client, server host, at netip.Addr, size int) (seen netip.Addr, err error) {
 	var s, c *net.UDPConn
-	if err := inside(server.netns, func() (err error) {
+	if err := lab.Inside(server.netns, func() (err error) {
 		s, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
 		return err
 	}); err != nil {
 		return seen, fmt.Errorf("%s cannot listen: %w", server.name, err)
 	}
 	defer s.Close()
-	if err := inside(client.netns, func() (err error) {
+	if err := lab.Inside(client.netns, func() (err error) {
 		c, err = net.DialUDP("udp", nil, s.LocalAddr().(*net.UDPAddr))
 		return err
 	}); err != nil {

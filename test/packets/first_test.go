@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // Userspace OVS drops a packet to a tunnel peer whose MAC address it has to ask for first; the agents'
@@ -13,7 +14,7 @@ func TestTheFirstPacketOfTheLabArrives(t *testing.T) {
 	for i := range 5 {
 		family := []string{"ipv4", "ipv6", "dual"}[i%3]
 		t.Run(fmt.Sprintf("lab %d, %s", i, family), func(t *testing.T) {
-			l := up(t, lab.Options{Nodes: 2, Config: lab.Config{IPFamily: family}})
+			l := labtest.Up(t, lab.Options{Nodes: 2, Config: lab.Config{IPFamily: family}})
 			b := addPod(t, l, "b@node-2")
 			mustPing(t, l, addPod(t, l, "a@node-1"), b)
 		})
@@ -21,7 +22,7 @@ func TestTheFirstPacketOfTheLabArrives(t *testing.T) {
 }
 
 func TestTheFirstPacketOfEveryPodArrives(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 3})
+	l := labtest.Up(t, lab.Options{Nodes: 3})
 	near, far := addPod(t, l, "near@node-1"), addPod(t, l, "far@node-2")
 	third := addPod(t, l, "third@node-3")
 	for i := range 20 {
@@ -35,7 +36,7 @@ func TestTheFirstPacketOfEveryPodArrives(t *testing.T) {
 }
 
 func TestTheFirstPacketToANewNodeArrives(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 1})
+	l := labtest.Up(t, lab.Options{Nodes: 1})
 	a := addPod(t, l, "a@node-1")
 	for range 2 {
 		n, err := l.AddNode(t.Context(), "")

@@ -5,12 +5,13 @@ import (
 	"testing"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // TestNothingForeignIsTouched puts other people's things on a node and looks at them after everything an
 // agent can go through on it.
 func TestNothingForeignIsTouched(t *testing.T) {
-	o := newLab(t, lab.Options{Nodes: 1})
+	o := labtest.Prepare(t, lab.Options{Nodes: 1})
 	o.NoAgent = true
 	l, err := lab.Up(t.Context(), o)
 	if err != nil {
@@ -32,7 +33,7 @@ func TestNothingForeignIsTouched(t *testing.T) {
 		"nft add rule inet somebody input ip saddr 198.19.253.0/24 counter drop",
 		"nft add table ip twill-like",
 	} {
-		onNode(t, l, "node-1", strings.Fields(command)...)
+		labtest.OnNode(t, l, "node-1", strings.Fields(command)...)
 	}
 	foreign := func() string {
 		var out strings.Builder
@@ -44,11 +45,11 @@ func TestNothingForeignIsTouched(t *testing.T) {
 			"ip route show default", "ip -6 route show default",
 			"nft list table inet somebody", "nft list table ip twill-like",
 		} {
-			out.WriteString("# " + show + "\n" + onNode(t, l, "node-1", strings.Fields(show)...))
+			out.WriteString("# " + show + "\n" + labtest.OnNode(t, l, "node-1", strings.Fields(show)...))
 		}
 		return out.String()
 	}
-	bridges := onNode(t, l, "node-1", "ovs-vsctl", "list-br")
+	bridges := labtest.OnNode(t, l, "node-1", "ovs-vsctl", "list-br")
 	before := foreign()
 	unchanged := func(when string) {
 		t.Helper()
@@ -78,7 +79,7 @@ func TestNothingForeignIsTouched(t *testing.T) {
 	if err := l.StopAgent(t.Context(), "node-1"); err != nil {
 		t.Fatal(err)
 	}
-	onNode(t, l, "node-1", "bash", "-c", uninstall(t, l, "node-1"))
+	labtest.OnNode(t, l, "node-1", "bash", "-c", uninstall(t, l, "node-1"))
 	unchanged("after uninstalling")
 
 	for show, want := range map[string]string{
@@ -92,11 +93,11 @@ func TestNothingForeignIsTouched(t *testing.T) {
 		if rest, ok := strings.CutPrefix(show, "bash -c ls\t"); ok {
 			args = []string{"bash", "-c", "find " + rest + " -type f"}
 		}
-		if got := onNode(t, l, "node-1", args...); got != want {
+		if got := labtest.OnNode(t, l, "node-1", args...); got != want {
 			t.Errorf("after uninstalling, %s: %q, want %q", show, got, want)
 		}
 	}
-	if links := onNode(t, l, "node-1", "ip", "-br", "link"); strings.Contains(links, "tw") {
+	if links := labtest.OnNode(t, l, "node-1", "ip", "-br", "link"); strings.Contains(links, "tw") {
 		t.Errorf("links left behind:\n%s", links)
 	}
 }
@@ -108,7 +109,7 @@ func cniDirs(l *lab.Lab, name string) string {
 
 // uninstall is the command with the settings of a node's agent.
 func uninstall(t *testing.T, l *lab.Lab, name string) string {
-	n := node(t, l, name)
+	n := labtest.Node(t, l, name)
 	dirs := strings.Fields(cniDirs(l, name))
 	return "twill uninstall --node-name " + name + " --manifests " + lab.Dir(l.Name) + "/manifests --ovsdb " + n.OVS().Endpoint() +
 		" --admin-socket " + n.AdminSocket() + " --cni-socket " + lab.Dir(l.Name) + "/nodes/" + name + "/run/cni.sock" +

@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // TestAPodSendsOnlyAsItself has a pod pretend to be somebody else, in every way, and finds each packet
 // counted as dropped for the right reason and none of them delivered.
 func TestAPodSendsOnlyAsItself(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
-	pods := addPods(t, l, "b@node-1", "c@node-2")
+	l := labtest.Up(t, lab.Options{Nodes: 2})
+	pods := labtest.AddPods(t, l, "b@node-1", "c@node-2")
 	b, c := pods[0], pods[1]
 	for i, s := range []struct{ what, send, reason string }{
 		{"another IPv4 address", "ip address add 198.18.1.99/32 dev eth0; ping -c1 -W1 -I 198.18.1.99 {c4}", "spoofed"},
@@ -37,8 +38,8 @@ func TestAPodSendsOnlyAsItself(t *testing.T) {
 		a := addPod(t, l, fmt.Sprintf("a%d@node-1", i))
 		mustPing(t, l, a, c)
 		out := podExec(t, l, a, "bash", "-c", strings.NewReplacer(
-			"{b4}", of("IPv4", b.Addresses).String(), "{c4}", of("IPv4", c.Addresses).String(), "{c6}", of("IPv6", c.Addresses).String(),
-			"{n1}", node(t, l, "node-1").Addresses()[0].String(), "{n2}", node(t, l, "node-2").Addresses()[0].String(),
+			"{b4}", labtest.Of("IPv4", b.Addresses).String(), "{c4}", labtest.Of("IPv4", c.Addresses).String(), "{c6}", labtest.Of("IPv6", c.Addresses).String(),
+			"{n1}", labtest.Node(t, l, "node-1").Addresses()[0].String(), "{n2}", labtest.Node(t, l, "node-2").Addresses()[0].String(),
 		).Replace(s.send))
 		if strings.Contains(s.send, "ping") && out.Code == 0 {
 			t.Errorf("%s: answered\n%s", s.what, out.Stdout)
@@ -52,19 +53,19 @@ func TestAPodSendsOnlyAsItself(t *testing.T) {
 	}
 
 	a := addPod(t, l, "a@node-1")
-	own := of("IPv4", a.Addresses)
+	own := labtest.Of("IPv4", a.Addresses)
 	before := drops(t, l, "node-1")["spoofed"]
 	mac, _ := net.ParseMAC(strings.TrimSpace(podExec(t, l, a, "cat", "/sys/class/net/eth0/address").Stdout))
 	request := func(sender netip.Addr, hardware net.HardwareAddr) []byte { // RFC 826
 		f := append(append(net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac...), 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1)
 		f = append(append(f, hardware...), sender.AsSlice()...)
-		return append(append(f, make([]byte, 6)...), gateways(node(t, l, "node-1"))[0].AsSlice()...)
+		return append(append(f, make([]byte, 6)...), gateways(labtest.Node(t, l, "node-1"))[0].AsSlice()...)
 	}
 	for what, frame := range map[string][]byte{
-		"ARP in another pod's name": request(of("IPv4", b.Addresses), mac),
+		"ARP in another pod's name": request(labtest.Of("IPv4", b.Addresses), mac),
 		"ARP with another MAC":      request(own, net.HardwareAddr{0x0a, 0, 0, 0, 0, 0x99}),
 	} {
-		if err := inside(a.NetNS, func() error { return sendFrame("eth0", frame) }); err != nil {
+		if err := lab.Inside(a.NetNS, func() error { return sendFrame("eth0", frame) }); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, patience(), what, func() string {
@@ -118,18 +119,18 @@ func checksum(b []byte) uint16 {
 }
 
 func TestTheTunnelTakesPacketsOfKnownNodesOnly(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	a := addPod(t, l, "a@node-1")
 	vni := statusOf(t, l, "node-1").VNI
-	to := of("IPv4", a.Addresses)
+	to := labtest.Of("IPv4", a.Addresses)
 	received := func() string {
 		// InEchos of /proc/net/snmp, which counts for this namespace alone.
 		return podExec(t, l, a, "awk", "/^Icmp:/ && $2 != \"InMsgs\" {print $10}", "/proc/net/snmp").Stdout
 	}
 	send := func(from string, vni uint32) {
 		t.Helper()
-		target := netip.AddrPortFrom(of("IPv4", node(t, l, "node-1").Addresses()), 6081)
-		if err := inside(from, func() error {
+		target := netip.AddrPortFrom(labtest.Of("IPv4", labtest.Node(t, l, "node-1").Addresses()), 6081)
+		if err := lab.Inside(from, func() error {
 			// Without a checksum, which the sender's link would be left to fill in.
 			d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
 				if outer := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1) }); outer != nil {
@@ -153,8 +154,8 @@ func TestTheTunnelTakesPacketsOfKnownNodesOnly(t *testing.T) {
 		what, from string
 		vni        uint32
 	}{
-		{"from a host that is no node", outsideNS(l), vni},
-		{"from a node, with a VNI that is not ours", nodeNS(t, l, "node-2"), vni + 1},
+		{"from a host that is no node", labtest.OutsideNS(l), vni},
+		{"from a node, with a VNI that is not ours", labtest.NodeNS(t, l, "node-2"), vni + 1},
 	} {
 		dropped := drops(t, l, "node-1")["unknown-peer"]
 		send(c.from, c.vni)
@@ -169,7 +170,7 @@ func TestTheTunnelTakesPacketsOfKnownNodesOnly(t *testing.T) {
 		}
 	}
 	// The same packet from a node with our VNI arrives: the test can tell.
-	send(nodeNS(t, l, "node-2"), vni)
+	send(labtest.NodeNS(t, l, "node-2"), vni)
 	eventually(t, patience(), "the good packet arrives", func() string {
 		if received() == before {
 			return "the pod did not get it"

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // overhead is what the tunnel adds to an IP packet over IPv4, in bytes: outer IPv4 20, UDP 8, Geneve or
@@ -22,12 +23,12 @@ func headers(family string) int {
 
 func TestPacketsOfExactlyTheMTUPass(t *testing.T) {
 	for _, underlay := range []int{1500, 9000} {
-		l := up(t, lab.Options{Nodes: 2, Config: lab.Config{UnderlayMTU: underlay}})
-		pods := addPods(t, l, "a@node-1", "b@node-1", "c@node-2")
+		l := labtest.Up(t, lab.Options{Nodes: 2, Config: lab.Config{UnderlayMTU: underlay}})
+		pods := labtest.AddPods(t, l, "a@node-1", "b@node-1", "c@node-2")
 		mtu := underlay - overhead
 		for _, family := range families(l) {
 			for _, to := range pods[1:] {
-				at := of(family, to.Addresses)
+				at := labtest.Of(family, to.Addresses)
 				if lost := pings(t, l, pods[0], at, "-M", "do", "-s", fmt.Sprint(mtu-headers(family))); lost != "" {
 					t.Errorf("underlay %d, %s: a packet of %d bytes to pod %s: %s", underlay, family, mtu, to.Name, lost)
 				}
@@ -42,8 +43,8 @@ func TestPacketsOfExactlyTheMTUPass(t *testing.T) {
 
 // A pod keeps the MTU that its interface was made with; what has become too big since is answered, not lost.
 func TestAPodLearnsThatTheMTUBecameSmaller(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
-	pods := addPods(t, l, "a@node-1", "c@node-2")
+	l := labtest.Up(t, lab.Options{Nodes: 2})
+	pods := labtest.AddPods(t, l, "a@node-1", "c@node-2")
 	const smaller = 1400
 	t.Setenv("TWILL_MTU", fmt.Sprint(smaller))
 	for _, n := range l.Nodes() {
@@ -55,7 +56,7 @@ func TestAPodLearnsThatTheMTUBecameSmaller(t *testing.T) {
 		}
 	}
 	for _, family := range families(l) {
-		at := of(family, pods[1].Addresses)
+		at := labtest.Of(family, pods[1].Addresses)
 		if lost := pings(t, l, pods[0], at, "-M", "do", "-s", fmt.Sprint(smaller-headers(family))); lost != "" {
 			t.Errorf("%s: a packet of %d bytes: %s", family, smaller, lost)
 		}
@@ -72,14 +73,14 @@ func TestAPodLearnsThatTheMTUBecameSmaller(t *testing.T) {
 }
 
 func TestTheMTUFollowsTheUnderlayWhileRunning(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 1})
+	l := labtest.Up(t, lab.Options{Nodes: 1})
 	if got := statusOf(t, l, "node-1").MTU; got != 1500-overhead {
 		t.Fatalf("MTU %d, want %d", got, 1500-overhead)
 	}
 	if l.Datapath == "netdev" {
-		onNode(t, l, "node-1", "ovs-vsctl", "set", "Interface", "br-phy", "mtu_request=1400")
+		labtest.OnNode(t, l, "node-1", "ovs-vsctl", "set", "Interface", "br-phy", "mtu_request=1400")
 	} else {
-		onNode(t, l, "node-1", "ip", "link", "set", "eth0", "mtu", "1400")
+		labtest.OnNode(t, l, "node-1", "ip", "link", "set", "eth0", "mtu", "1400")
 	}
 	eventually(t, 10*time.Second, "the MTU follows", func() string {
 		if got := statusOf(t, l, "node-1").MTU; got != 1400-overhead {

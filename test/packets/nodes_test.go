@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // nodeObject is a Node as the API server would have it.
@@ -52,12 +53,12 @@ func problem(t *testing.T, l *lab.Lab, node, text string, there bool) {
 }
 
 func TestNodesAreFollowedAsTheyComeAndChangeAndGo(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	a := addPod(t, l, "a@node-1")
 	b := addPod(t, l, "b@node-2")
 	mustPing(t, l, a, b)
 	before := statusOf(t, l, "node-1").Flows
-	ports := onNode(t, l, "node-1", "ovs-vsctl", "list-ports", "br-twill")
+	ports := labtest.OnNode(t, l, "node-1", "ovs-vsctl", "list-ports", "br-twill")
 
 	// One that exists only as an object: flows for it, and no port.
 	ghost := nodeObject(t, "ghost", "2026-01-03T00:00:00Z", []string{"198.18.50.0/24", `"2001:db8:42:50::/64"`}, []string{"198.51.100.50", "2001:db8:100::50"})
@@ -68,7 +69,7 @@ func TestNodesAreFollowedAsTheyComeAndChangeAndGo(t *testing.T) {
 		}
 		return ""
 	})
-	if now := onNode(t, l, "node-1", "ovs-vsctl", "list-ports", "br-twill"); now != ports {
+	if now := labtest.OnNode(t, l, "node-1", "ovs-vsctl", "list-ports", "br-twill"); now != ports {
 		t.Errorf("ports before\n%s\nand after\n%s", ports, now)
 	}
 	remove(t, l, ghost)
@@ -80,15 +81,15 @@ func TestNodesAreFollowedAsTheyComeAndChangeAndGo(t *testing.T) {
 	})
 
 	// Another address: packets go there from the next one on.
-	n2 := node(t, l, "node-2")
+	n2 := labtest.Node(t, l, "node-2")
 	cidrs := []string{n2.PodCIDRs()[0].String(), `"` + n2.PodCIDRs()[1].String() + `"`}
-	onNode(t, l, "node-2", "ip", "address", "del", n2.Addresses()[0].String()+"/24", "dev", n2.Interface())
-	onNode(t, l, "node-2", "ip", "address", "add", "198.51.100.222/24", "dev", n2.Interface())
+	labtest.OnNode(t, l, "node-2", "ip", "address", "del", n2.Addresses()[0].String()+"/24", "dev", n2.Interface())
+	labtest.OnNode(t, l, "node-2", "ip", "address", "add", "198.51.100.222/24", "dev", n2.Interface())
 	apply(t, l, nodeObject(t, "node-2", "2026-01-02T00:00:00Z", cidrs, []string{"198.51.100.222", n2.Addresses()[1].String()}))
 	eventually(t, 10*time.Second, "pods reach each other by the new address", func() string {
-		return pings(t, l, a, of("IPv4", b.Addresses)) + pings(t, l, b, of("IPv4", a.Addresses))
+		return pings(t, l, a, labtest.Of("IPv4", b.Addresses)) + pings(t, l, b, labtest.Of("IPv4", a.Addresses))
 	})
-	if got := onNode(t, l, "node-1", "twill", "flows", "--node", "node-2", "--raw"); !strings.Contains(got, "198.51.100.222") || strings.Contains(got, n2.Addresses()[0].String()+"-") {
+	if got := labtest.OnNode(t, l, "node-1", "twill", "flows", "--node", "node-2", "--raw"); !strings.Contains(got, "198.51.100.222") || strings.Contains(got, n2.Addresses()[0].String()+"-") {
 		t.Errorf("flows of node-1 toward node-2:\n%s", got)
 	}
 
@@ -96,21 +97,21 @@ func TestNodesAreFollowedAsTheyComeAndChangeAndGo(t *testing.T) {
 	gone := nodeObject(t, "node-2", "2026-01-02T00:00:00Z", cidrs, []string{"198.51.100.222", n2.Addresses()[1].String()})
 	remove(t, l, gone)
 	eventually(t, 5*time.Second, "the node is gone", func() string {
-		if pings(t, l, a, of("IPv4", b.Addresses)) == "" {
+		if pings(t, l, a, labtest.Of("IPv4", b.Addresses)) == "" {
 			return "its pods still answer"
 		}
 		return ""
 	})
 	apply(t, l, nodeObject(t, "node-2", "2026-01-09T00:00:00Z", cidrs, []string{"198.51.100.222", n2.Addresses()[1].String()}))
 	eventually(t, 10*time.Second, "the node is back", func() string {
-		return pings(t, l, a, of("IPv4", b.Addresses))
+		return pings(t, l, a, labtest.Of("IPv4", b.Addresses))
 	})
 }
 
 func TestDuplicateClaimsAreRefusedByNameAndHeal(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	a, b := addPod(t, l, "a@node-1"), addPod(t, l, "b@node-2")
-	n2 := node(t, l, "node-2")
+	n2 := labtest.Node(t, l, "node-2")
 	for _, c := range []struct {
 		what, says       string
 		cidrs, addresses []string
@@ -139,23 +140,23 @@ func TestDuplicateClaimsAreRefusedByNameAndHeal(t *testing.T) {
 }
 
 func TestBrokenManifestsKeepTheLastGoodState(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	a, b := addPod(t, l, "a@node-1"), addPod(t, l, "b@node-2")
 	mustPing(t, l, a, b)
 	file := lab.Dir(l.Name) + "/manifests/node_node-2.yaml"
-	good := onNode(t, l, "node-1", "cat", file)
-	onNode(t, l, "node-1", "bash", "-c", "printf 'apiVersion: v1\\nkind: Node\\nmetadata: {name: node-2\\n' > "+file)
+	good := labtest.OnNode(t, l, "node-1", "cat", file)
+	labtest.OnNode(t, l, "node-1", "bash", "-c", "printf 'apiVersion: v1\\nkind: Node\\nmetadata: {name: node-2\\n' > "+file)
 	problem(t, l, "node-1", "node_node-2.yaml", true)
 	mustPing(t, l, a, b)
-	onNode(t, l, "node-1", "bash", "-c", "cat > "+file+" <<'END'\n"+good+"END")
+	labtest.OnNode(t, l, "node-1", "bash", "-c", "cat > "+file+" <<'END'\n"+good+"END")
 	problem(t, l, "node-1", "node_node-2.yaml", false)
 	mustPing(t, l, a, b)
 }
 
 func TestRemovedPodsLeaveNothingAndTheirAddressesRest(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 1})
-	before := onNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill")
-	links := onNode(t, l, "node-1", "ip", "-br", "link")
+	l := labtest.Up(t, lab.Options{Nodes: 1})
+	before := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill")
+	links := labtest.OnNode(t, l, "node-1", "ip", "-br", "link")
 	var pods []lab.Pod
 	for i := range 5 {
 		pods = append(pods, addPod(t, l, fmt.Sprintf("p%d@node-1", i)))
@@ -163,16 +164,16 @@ func TestRemovedPodsLeaveNothingAndTheirAddressesRest(t *testing.T) {
 	for _, p := range pods {
 		removePod(t, l, p)
 	}
-	if after := onNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill"); difference(before, after) != "" {
+	if after := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill"); difference(before, after) != "" {
 		t.Errorf("flows:\n%s", difference(before, after))
 	}
-	if after := onNode(t, l, "node-1", "ip", "-br", "link"); after != links {
+	if after := labtest.OnNode(t, l, "node-1", "ip", "-br", "link"); after != links {
 		t.Errorf("links:\n%s", difference(links, after))
 	}
 	fresh := addPod(t, l, "fresh@node-1")
 	for _, p := range pods {
-		if of("IPv4", p.Addresses) == of("IPv4", fresh.Addresses) {
-			t.Errorf("%s was given to a new pod at once", of("IPv4", fresh.Addresses))
+		if labtest.Of("IPv4", p.Addresses) == labtest.Of("IPv4", fresh.Addresses) {
+			t.Errorf("%s was given to a new pod at once", labtest.Of("IPv4", fresh.Addresses))
 		}
 	}
 }

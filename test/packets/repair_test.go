@@ -7,17 +7,18 @@ import (
 	"time"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // TestDamageIsRepaired breaks one thing after the other on a node, as an administrator, another program
 // or a mistake would, and waits until it is as before and was counted.
 func TestDamageIsRepaired(t *testing.T) {
 	t.Setenv("TWILL_AUDIT_INTERVAL", "1s")
-	l := up(t, lab.Options{Nodes: 2})
-	pods := addPods(t, l, "a@node-1", "b@node-2")
+	l := labtest.Up(t, lab.Options{Nodes: 2})
+	pods := labtest.AddPods(t, l, "a@node-1", "b@node-2")
 	a, b := pods[0], pods[1]
 	mustPing(t, l, a, b)
-	gateways := gateways(node(t, l, "node-1"))
+	gateways := gateways(labtest.Node(t, l, "node-1"))
 	port := statusOf(t, l, "node-1").Pods[0].Port
 
 	// state is everything of the node that is Twill's, in the words of the tools.
@@ -63,13 +64,13 @@ func TestDamageIsRepaired(t *testing.T) {
 		{"forwarding is switched off", "sysctl -qw net.ipv4.ip_forward=0"},
 	} {
 		repaired := metric(t, l, "node-1", "twill_drift_repaired_total", "")
-		onNode(t, l, "node-1", strings.Fields(c.command)...)
+		labtest.OnNode(t, l, "node-1", strings.Fields(c.command)...)
 		took := eventually(t, 10*time.Second, c.what, func() string {
 			if changed := difference(before, state()); changed != "" {
 				return changed
 			}
 			for _, family := range families(l) {
-				if lost := pings(t, l, a, of(family, b.Addresses)); lost != "" {
+				if lost := pings(t, l, a, labtest.Of(family, b.Addresses)); lost != "" {
 					return lost
 				}
 			}

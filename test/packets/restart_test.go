@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // stream sends a datagram each millisecond from one pod to another, which sends it back.
@@ -23,14 +24,14 @@ type stream struct {
 func startStream(t *testing.T, from, to lab.Pod, family string) *stream {
 	t.Helper()
 	var c, s *net.UDPConn
-	at := netip.AddrPortFrom(of(family, to.Addresses), 7007)
-	if err := inside(to.NetNS, func() (err error) {
+	at := netip.AddrPortFrom(labtest.Of(family, to.Addresses), 7007)
+	if err := lab.Inside(to.NetNS, func() (err error) {
 		s, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := inside(from.NetNS, func() (err error) {
+	if err := lab.Inside(from.NetNS, func() (err error) {
 		c, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
 		return err
 	}); err != nil {
@@ -96,14 +97,14 @@ func (x *stream) end(t *testing.T) (sent, lost int64) {
 var appliedLine = regexp.MustCompile(`msg="flows applied".*`)
 
 func TestAnAgentThatIsKilledChangesNothingAndLosesNothing(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
-	pods := addPods(t, l, "a@node-1", "b@node-2")
+	l := labtest.Up(t, lab.Options{Nodes: 2})
+	pods := labtest.AddPods(t, l, "a@node-1", "b@node-2")
 	streams := map[string]*stream{}
 	for _, family := range families(l) {
 		streams[family] = startStream(t, pods[0], pods[1], family)
 	}
 	for _, name := range []string{"node-1", "node-2"} {
-		before := onNode(t, l, name, "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill")
+		before := labtest.OnNode(t, l, name, "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill")
 		since := len(logOf(t, l, name, 0))
 		if err := l.KillAgent(t.Context(), name); err != nil {
 			t.Fatal(err)
@@ -115,7 +116,7 @@ func TestAnAgentThatIsKilledChangesNothingAndLosesNothing(t *testing.T) {
 		if !strings.Contains(first, "added=0") || !strings.Contains(first, "deleted=0") {
 			t.Errorf("%s: the first pass of the new agent changed the bridge: %q", name, first)
 		}
-		if after := onNode(t, l, name, "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill"); difference(before, after) != "" {
+		if after := labtest.OnNode(t, l, name, "ovs-ofctl", "-O", "OpenFlow15", "--no-stats", "dump-flows", "br-twill"); difference(before, after) != "" {
 			t.Errorf("%s: flows changed:\n%s", name, difference(before, after))
 		}
 	}
@@ -132,8 +133,8 @@ func TestAnAgentThatIsKilledChangesNothingAndLosesNothing(t *testing.T) {
 
 func TestAfterOpenVSwitchRestartsEverythingIsRestored(t *testing.T) {
 	for _, restoreWait := range []bool{false, true} {
-		l := up(t, lab.Options{Nodes: 2})
-		pods := addPods(t, l, "a@node-1", "b@node-2")
+		l := labtest.Up(t, lab.Options{Nodes: 2})
+		pods := labtest.AddPods(t, l, "a@node-1", "b@node-2")
 		mustPing(t, l, pods[0], pods[1])
 		flows := statusOf(t, l, "node-1").Flows
 
@@ -150,7 +151,7 @@ func TestAfterOpenVSwitchRestartsEverythingIsRestored(t *testing.T) {
 			t.Fatal(err)
 		}
 		took := eventually(t, 10*time.Second, "packets pass again", func() string {
-			return pings(t, l, pods[0], of("IPv4", pods[1].Addresses))
+			return pings(t, l, pods[0], labtest.Of("IPv4", pods[1].Addresses))
 		})
 		t.Logf("restore-wait %t: packets pass %s after Open vSwitch came back", restoreWait, took.Round(time.Millisecond))
 		eventually(t, 5*time.Second, "the agent is ready again", func() string {
@@ -163,21 +164,21 @@ func TestAfterOpenVSwitchRestartsEverythingIsRestored(t *testing.T) {
 		mustPing(t, l, pods[1], pods[0])
 		fresh := addPod(t, l, "fresh@node-1")
 		mustPing(t, l, fresh, pods[1])
-		if got := onNode(t, l, "node-1", "ovs-vsctl", "get", "Open_vSwitch", ".", "other_config"); strings.Contains(got, "flow-restore-wait") {
+		if got := labtest.OnNode(t, l, "node-1", "ovs-vsctl", "get", "Open_vSwitch", ".", "other_config"); strings.Contains(got, "flow-restore-wait") {
 			t.Errorf("flow-restore-wait is still set: %s", got)
 		}
 	}
 }
 
 func TestTheTunnelTypeChangesAtRestart(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
-	pods := addPods(t, l, "a@node-1", "b@node-2")
+	l := labtest.Up(t, lab.Options{Nodes: 2})
+	pods := labtest.AddPods(t, l, "a@node-1", "b@node-2")
 	for _, tunnel := range []string{"vxlan", "geneve"} {
 		if err := l.SetTunnel(t.Context(), tunnel); err != nil {
 			t.Fatal(err)
 		}
 		mustPing(t, l, pods[0], pods[1])
-		if got := strings.TrimSpace(onNode(t, l, "node-1", "ovs-vsctl", "get", "Interface", "twill-tun", "type")); got != tunnel {
+		if got := strings.TrimSpace(labtest.OnNode(t, l, "node-1", "ovs-vsctl", "get", "Interface", "twill-tun", "type")); got != tunnel {
 			t.Errorf("the tunnel port is of type %s, want %s", got, tunnel)
 		}
 	}

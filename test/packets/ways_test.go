@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // ways is what a packet that somebody sends must come to: who the receiver sees it from.
@@ -51,13 +52,13 @@ func TestWaysOfAPacket(t *testing.T) {
 
 func TestDestinationsThatAreNotMasqueradedSeeThePodsAddress(t *testing.T) {
 	t.Setenv("TWILL_NO_MASQUERADE_CIDR", "203.0.113.0/24,2001:db8:113::/64")
-	l := up(t, lab.Options{Nodes: 1})
+	l := labtest.Up(t, lab.Options{Nodes: 1})
 	a := addPod(t, l, "a@node-1")
-	outside := host{"the host outside", outsideNS(l), []netip.Addr{lab.Outside4(), lab.Outside6()}}
+	outside := host{"the host outside", labtest.OutsideNS(l), []netip.Addr{lab.Outside4(), lab.Outside6()}}
 	// The host outside knows the way back, as the router of such a network would.
-	if err := inside(outside.netns, func() error {
-		for _, c := range node(t, l, "node-1").PodCIDRs() {
-			via := of(familyOf(c.Addr()), node(t, l, "node-1").Addresses())
+	if err := lab.Inside(outside.netns, func() error {
+		for _, c := range labtest.Node(t, l, "node-1").PodCIDRs() {
+			via := labtest.Of(labtest.FamilyOf(c.Addr()), labtest.Node(t, l, "node-1").Addresses())
 			if out, err := l.OutsideExec(t.Context(), "ip", "route", "add", c.String(), "via", via.String()); err != nil || out.Code != 0 {
 				return fmt.Errorf("route: %v %s", err, out.Stderr)
 			}
@@ -67,19 +68,19 @@ func TestDestinationsThatAreNotMasqueradedSeeThePodsAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, family := range families(l) {
-		at := of(family, outside.addresses)
-		if got := trySend(host{"pod a", a.NetNS, a.Addresses}, outside, at); got != of(family, a.Addresses).String() {
-			t.Errorf("pod → outside without masquerade: seen from %s, want the pod's %s", got, of(family, a.Addresses))
+		at := labtest.Of(family, outside.addresses)
+		if got := trySend(host{"pod a", a.NetNS, a.Addresses}, outside, at); got != labtest.Of(family, a.Addresses).String() {
+			t.Errorf("pod → outside without masquerade: seen from %s, want the pod's %s", got, labtest.Of(family, a.Addresses))
 		}
 	}
 }
 
 func TestTenMegabytesArriveUnchanged(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
-	pods := addPods(t, l, "a@node-1", "b@node-1", "c@node-2")
+	l := labtest.Up(t, lab.Options{Nodes: 2})
+	pods := labtest.AddPods(t, l, "a@node-1", "b@node-1", "c@node-2")
 	for _, family := range families(l) {
 		for _, to := range pods[1:] {
-			if _, err := talkTCP(podHost(pods[0]), podHost(to), of(family, to.Addresses), 10<<20); err != nil {
+			if _, err := talkTCP(podHost(pods[0]), podHost(to), labtest.Of(family, to.Addresses), 10<<20); err != nil {
 				t.Errorf("%s, pod a on node-1 to pod %s on %s: %v", family, to.Name, to.Node, err)
 			}
 		}
@@ -90,9 +91,9 @@ func TestTenMegabytesArriveUnchanged(t *testing.T) {
 func upOver(t *testing.T, underlay string, o lab.Options) *lab.Lab {
 	t.Helper()
 	if underlay == "IPv4" || o.IPFamily == "ipv6" {
-		return up(t, o)
+		return labtest.Up(t, o)
 	}
-	o = newLab(t, o)
+	o = labtest.Prepare(t, o)
 	o.NoAgent = true
 	l, err := lab.Up(t.Context(), o)
 	if err != nil {
@@ -101,19 +102,12 @@ func upOver(t *testing.T, underlay string, o lab.Options) *lab.Lab {
 	l.NoAgent = false
 	t.Cleanup(func() { os.Unsetenv("TWILL_TUNNEL_ADDRESS") })
 	for _, n := range l.Nodes() {
-		t.Setenv("TWILL_TUNNEL_ADDRESS", of(underlay, n.Addresses()).String())
+		t.Setenv("TWILL_TUNNEL_ADDRESS", labtest.Of(underlay, n.Addresses()).String())
 		if err := l.StartAgent(t.Context(), n.Name); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return l
-}
-
-func familyOf(a netip.Addr) string {
-	if a.Is4() {
-		return "IPv4"
-	}
-	return "IPv6"
 }
 
 func podHost(p lab.Pod) host { return host{"pod " + p.Name, p.NetNS, p.Addresses} }
@@ -134,16 +128,16 @@ func tryWays(t *testing.T, l *lab.Lab, family string) string {
 		pods = append(pods, addPod(t, l, strings.ToLower(family)+spec))
 	}
 	a, b, c := podHost(pods[0]), podHost(pods[1]), podHost(pods[2])
-	n1, n2 := node(t, l, "node-1"), node(t, l, "node-2")
-	node1 := host{"node-1", nodeNS(t, l, "node-1"), n1.Addresses()}
-	node2 := host{"node-2", nodeNS(t, l, "node-2"), n2.Addresses()}
-	outside := host{"outside", outsideNS(l), []netip.Addr{lab.Outside4(), lab.Outside6()}}
+	n1, n2 := labtest.Node(t, l, "node-1"), labtest.Node(t, l, "node-2")
+	node1 := host{"node-1", labtest.NodeNS(t, l, "node-1"), n1.Addresses()}
+	node2 := host{"node-2", labtest.NodeNS(t, l, "node-2"), n2.Addresses()}
+	outside := host{"outside", labtest.OutsideNS(l), []netip.Addr{lab.Outside4(), lab.Outside6()}}
 	names := map[string]string{
-		of(family, a.addresses).String():     "pod a",
-		of(family, node1.addresses).String(): "node-1",
-		of(family, node2.addresses).String(): "node-2",
-		of(family, gateways(n1)).String():    "the gateway of node-1",
-		of(family, gateways(n2)).String():    "the gateway of node-2",
+		labtest.Of(family, a.addresses).String():     "pod a",
+		labtest.Of(family, node1.addresses).String(): "node-1",
+		labtest.Of(family, node2.addresses).String(): "node-2",
+		labtest.Of(family, gateways(n1)).String():    "the gateway of node-1",
+		labtest.Of(family, gateways(n2)).String():    "the gateway of node-2",
 	}
 	var out strings.Builder
 	out.WriteString("\n")
@@ -164,7 +158,7 @@ func tryWays(t *testing.T, l *lab.Lab, family string) string {
 		{"node-1 → pod c on the other node", node1, c, c.addresses},
 		{"node-2 → pod a on the other node", node2, a, a.addresses},
 	} {
-		at := of(family, w.at)
+		at := labtest.Of(family, w.at)
 		seen := trySend(w.from, w.to, at)
 		if name, ok := names[seen]; ok {
 			seen = name

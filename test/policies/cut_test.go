@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // TestAConnectionThatAPolicyBeginsToForbidIsCut has a server that sends without end to a client that asked once.
@@ -40,7 +41,7 @@ spec:
 			family = "IPv4"
 		}
 		t.Run(family, func(t *testing.T) {
-			defer apply(t, l, head+"  egress: [{to: [{podSelector: {matchLabels: {app: server}}}]}]\n")()
+			defer labtest.Apply(t, l, head+"  egress: [{to: [{podSelector: {matchLabels: {app: server}}}]}]\n")()
 			inForce(t, l, "node-1", "networkpolicy/shop/client/egress/0")
 			endless(t, server, 90)
 			conn, err := within(client.NetNS, func() (net.Conn, error) {
@@ -66,7 +67,7 @@ spec:
 					t.Fatal("the stream stopped by itself")
 				}
 			}
-			apply(t, l, head)
+			labtest.Apply(t, l, head)
 			changed, last := time.Now(), time.Now()
 			for hears(conn, 2*time.Second) {
 				if last = time.Now(); last.Sub(changed) > 10*time.Second {

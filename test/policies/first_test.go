@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // attempts is how many pods are made: a few in an ordinary run, TWILL_FIRST_PODS in a long one.
@@ -58,7 +59,7 @@ func TestTheFirstPacketOfAPodIsBlocked(t *testing.T) {
 			}
 		}
 	}()
-	apply(t, l, `
+	labtest.Apply(t, l, `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {namespace: shop, name: not-from-strangers}

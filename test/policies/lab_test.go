@@ -3,20 +3,16 @@
 package policies
 
 import (
-	"context"
-	"crypto/rand"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"sigs.k8s.io/yaml"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,69 +20,22 @@ import (
 
 	"github.com/twill-net/twill/test/evaluator"
 	"github.com/twill-net/twill/test/lab"
-	"github.com/twill-net/twill/test/ovsd"
+	"github.com/twill-net/twill/test/labtest"
 )
 
-// up builds a lab that is taken down after the test.
+// up builds a lab of both families.
 func up(t *testing.T, nodes int) *lab.Lab {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		ovsd.Missing(t, "network namespaces need root")
-	}
-	for _, tool := range []string{"ip", "ethtool", "nft", "ovs-vswitchd"} {
-		ovsd.Need(t, tool)
-	}
-	if os.Getenv("TWILL_LAB_DIR") == "" {
-		dir, err := os.MkdirTemp("", "tn")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { os.RemoveAll(dir) })
-		t.Setenv("TWILL_LAB_DIR", dir)
-	}
-	name := "n" + strings.ToLower(rand.Text()[:6])
-	t.Cleanup(func() {
-		if t.Failed() {
-			logs, _ := filepath.Glob(filepath.Join(lab.Dir(name), "nodes", "*", "agent.log"))
-			for _, file := range logs {
-				data, _ := os.ReadFile(file)
-				lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-				t.Logf("%s:\n%s", file, strings.Join(lines[max(0, len(lines)-15):], "\n"))
-			}
-		}
-		if err := lab.Down(context.WithoutCancel(t.Context()), name); err != nil {
-			t.Errorf("take the lab down: %v", err)
-		}
-	})
-	l, err := lab.Up(t.Context(), lab.Options{Config: lab.Config{Name: name, IPFamily: "dual"}, Nodes: nodes})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	return labtest.Up(t, lab.Options{Config: lab.Config{IPFamily: "dual"}, Nodes: nodes})
 }
 
-// within runs f on a thread of its own in a network namespace; the thread ends with it.
-func within[T any](path string, f func() (T, error)) (T, error) {
-	type result struct {
-		v   T
-		err error
-	}
-	out := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is not for others any more
-		h, err := netns.GetFromPath(path)
-		if err == nil {
-			err = netns.Set(h)
-			h.Close()
-		}
-		var v T
-		if err == nil {
-			v, err = f()
-		}
-		out <- result{v, err}
-	}()
-	r := <-out
-	return r.v, r.err
+// within is lab.Inside for what has a result.
+func within[T any](path string, f func() (T, error)) (v T, err error) {
+	err = lab.Inside(path, func() error {
+		v, err = f()
+		return err
+	})
+	return v, err
 }
 
 // serve echoes on TCP and UDP ports of a pod until the test ends.
@@ -226,24 +175,6 @@ func cluster(t *testing.T, l *lab.Lab) evaluator.Cluster {
 		add(data)
 	}
 	return c
-}
-
-// apply puts manifests into the lab's cluster, and returns how to take them out.
-func apply(t *testing.T, l *lab.Lab, manifests string) (remove func()) {
-	t.Helper()
-	objects, err := lab.ParseManifests([]byte(manifests))
-	if err == nil {
-		_, err = l.Apply(objects)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return func() {
-		t.Helper()
-		if _, err := l.Delete(objects); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 // compare sends every probe, as many at once as the machine bears, and returns those that are not as wanted.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/twill-net/twill/test/evaluator"
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // TestTheTruthTableOfPoliciesWithRealPackets has three namespaces with three pods each on two nodes, and asks for
@@ -16,7 +17,7 @@ func TestTheTruthTableOfPoliciesWithRealPackets(t *testing.T) {
 	l := up(t, 2)
 	var pods []lab.Pod
 	for i, ns := range []string{"nx", "ny", "nz"} {
-		apply(t, l, fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s, labels: {ns: %s}}}", ns, ns))
+		labtest.Apply(t, l, fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s, labels: {ns: %s}}}", ns, ns))
 		for j, name := range []string{"a", "b", "c"} {
 			pods = append(pods, lab.Pod{Namespace: ns, Name: name, Node: fmt.Sprintf("node-%d", 1+(i+j)%2), Labels: map[string]string{"pod": name}})
 		}
@@ -76,7 +77,7 @@ spec:
 `},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			remove := apply(t, l, c.manifests)
+			remove := labtest.Apply(t, l, c.manifests)
 			defer remove()
 			ev := cluster(t, l)
 			allowed := 0

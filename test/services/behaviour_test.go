@@ -10,20 +10,21 @@ import (
 	"time"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 func TestWhatNobodyServesIsRejectedAtOnce(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 1})
+	l := labtest.Up(t, lab.Options{Nodes: 1})
 	pods := addPods(t, l, "client@node-1", "near@node-1")
 	serve(t, pods["near"].NetNS, "near", 8080)
 	served := service{name: "web", ips: []string{"198.19.0.10", "2001:db8:1919::a"}, port: 80, target: 8080, endpoints: []lab.Pod{pods["near"]}}
 	none := service{name: "none", ips: []string{"198.19.0.14", "2001:db8:1919::e"}, port: 80, target: 8080}
-	apply(t, l, none.String()+"---\n"+served.String())
+	labtest.Apply(t, l, none.String()+"---\n"+served.String())
 	for _, family := range []string{"IPv4", "IPv6"} {
 		ready(t, pods["client"].NetNS, served.vip(family))
-		host := nodeNS(t, l, "node-1")
+		host := labtest.NodeNS(t, l, "node-1")
 		ready(t, host, served.vip(family)) // its routes are there; its nftables follow
-		eventually(t, 5*patience, "the node rejects", func() error {
+		labtest.Eventually(t, 5*patience, "the node rejects", func() error {
 			if _, err := talkWithin(host, "udp", none.vip(family), shortly/4); !refused(err) {
 				return fmt.Errorf("got %v", err)
 			}
@@ -43,24 +44,24 @@ func TestWhatNobodyServesIsRejectedAtOnce(t *testing.T) {
 			}
 		}
 	}
-	if s := onNode(t, l, "node-1", "twill", "status"); !strings.Contains(s, "service/default/none:tcp has no endpoint that is ready") {
+	if s := labtest.OnNode(t, l, "node-1", "twill", "status"); !strings.Contains(s, "service/default/none:tcp has no endpoint that is ready") {
 		t.Errorf("status does not name the Service without endpoints:\n%s", s)
 	}
-	if s := onNode(t, l, "node-1", "twill", "flows", "--service", "default/web"); !strings.Contains(s, "choose an endpoint by group") {
+	if s := labtest.OnNode(t, l, "node-1", "twill", "flows", "--service", "default/web"); !strings.Contains(s, "choose an endpoint by group") {
 		t.Errorf("flows --service:\n%s", s)
 	}
 }
 
 func TestOnePortTalksToTheServiceAndToItsEndpointAtOnce(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	pods := addPods(t, l, "client@node-1", "near@node-1", "far@node-2")
 	for i, name := range []string{"near", "far"} {
 		serve(t, pods[name].NetNS, name, 8080)
 		s := service{name: name, ips: []string{fmt.Sprintf("198.19.0.%d", 10+i), fmt.Sprintf("2001:db8:1919::%d", 10+i)}, port: 80, target: 8080, endpoints: []lab.Pod{pods[name]}}
-		apply(t, l, s.String())
+		labtest.Apply(t, l, s.String())
 		for _, family := range []string{"IPv4", "IPv6"} {
 			ready(t, pods["client"].NetNS, s.vip(family))
-			direct := netip.AddrPortFrom(of(family, pods[name].Addresses), 8080)
+			direct := netip.AddrPortFrom(labtest.Of(family, pods[name].Addresses), 8080)
 			for j, network := range []string{"tcp", "udp"} {
 				for k, order := range [][]netip.AddrPort{{s.vip(family), direct}, {direct, s.vip(family)}} {
 					port := uint16(42000 + 100*i + 10*j + k)
@@ -85,7 +86,7 @@ func TestOnePortTalksToTheServiceAndToItsEndpointAtOnce(t *testing.T) {
 }
 
 func TestAffinityHoldsForAHundredConnectionsAtOnceAndWhenEndpointsAreAdded(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	names := []string{"a", "b", "c", "d", "e", "f"}
 	specs := []string{"client@node-1"}
 	for i, n := range names {
@@ -99,7 +100,7 @@ func TestAffinityHoldsForAHundredConnectionsAtOnceAndWhenEndpointsAreAdded(t *te
 			s.endpoints = append(s.endpoints, pods[n])
 		}
 	}
-	apply(t, l, s.String())
+	labtest.Apply(t, l, s.String())
 	client := pods["client"].NetNS
 	for _, family := range []string{"IPv4", "IPv6"} {
 		ready(t, client, s.vip(family))
@@ -134,12 +135,12 @@ func TestAffinityHoldsForAHundredConnectionsAtOnceAndWhenEndpointsAreAdded(t *te
 			}
 		}
 	}
-	learned := onNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", "table=42")
+	learned := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", "table=42")
 	if !strings.Contains(learned, "hard_timeout=2") {
 		t.Errorf("nothing was learned:\n%s", learned)
 	}
-	eventually(t, 4*patience, "the affinity expires", func() error {
-		if text := onNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", "table=42"); strings.Contains(text, "hard_timeout") {
+	labtest.Eventually(t, 4*patience, "the affinity expires", func() error {
+		if text := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", "table=42"); strings.Contains(text, "hard_timeout") {
 			return fmt.Errorf("still there:\n%s", text)
 		}
 		return nil
@@ -147,14 +148,14 @@ func TestAffinityHoldsForAHundredConnectionsAtOnceAndWhenEndpointsAreAdded(t *te
 }
 
 func TestDatagramsLeaveAnEndpointThatIsGoneAndConnectionsToOthersStay(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	pods := addPods(t, l, "client@node-1", "near@node-1", "far@node-2")
 	s := service{name: "web", ips: []string{"198.19.0.10", "2001:db8:1919::a"}, port: 80, target: 8080}
 	for _, name := range []string{"near", "far"} {
 		serve(t, pods[name].NetNS, name, 8080)
 		s.endpoints = append(s.endpoints, pods[name])
 	}
-	apply(t, l, s.String())
+	labtest.Apply(t, l, s.String())
 	client := pods["client"].NetNS
 	for _, family := range []string{"IPv4", "IPv6"} {
 		ready(t, client, s.vip(family))
@@ -174,8 +175,8 @@ func TestDatagramsLeaveAnEndpointThatIsGoneAndConnectionsToOthersStay(t *testing
 		}
 		less := s
 		less.endpoints = []lab.Pod{pods["far"]}
-		apply(t, l, less.String())
-		eventually(t, 2*time.Second, "no datagram goes to an endpoint that is gone", func() error {
+		labtest.Apply(t, l, less.String())
+		labtest.Eventually(t, 2*time.Second, "no datagram goes to an endpoint that is gone", func() error {
 			for i, c := range conns {
 				if i%2 == 1 {
 					if a, err := askWithin(c, shortly/10); err != nil || a.server != "far" {
@@ -192,8 +193,8 @@ func TestDatagramsLeaveAnEndpointThatIsGoneAndConnectionsToOthersStay(t *testing
 				}
 			}
 		}
-		apply(t, l, s.String())
-		eventually(t, 5*patience, "near is back", func() error {
+		labtest.Apply(t, l, s.String())
+		labtest.Eventually(t, 5*patience, "near is back", func() error {
 			for range 12 {
 				if a, err := talk(client, "tcp", s.vip(family)); err != nil || a.server == "near" {
 					return err

@@ -9,12 +9,13 @@ import (
 	"testing"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // TestALoadBalancerOutsideHearsWhichNodesHaveEndpoints: with externalTrafficPolicy Local a load balancer asks each node at the
 // healthCheckNodePort and sends only where the answer is 200 (Kubernetes' documentation, "Preserving the client source IP").
 func TestALoadBalancerOutsideHearsWhichNodesHaveEndpoints(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	pods := addPods(t, l, "near@node-1", "far@node-2")
 	const port = 31999
 	s := service{name: "web", ips: []string{"198.19.0.10", "2001:db8:1919::a"}, port: 80, target: 8080, endpoints: []lab.Pod{pods["near"]},
@@ -22,10 +23,10 @@ func TestALoadBalancerOutsideHearsWhichNodesHaveEndpoints(t *testing.T) {
 	hears := func(want string) {
 		t.Helper()
 		for _, family := range []string{"IPv4", "IPv6"} {
-			eventually(t, 5*patience, family+": "+want, func() error {
+			labtest.Eventually(t, 5*patience, family+": "+want, func() error {
 				got := ""
 				for _, name := range []string{"node-1", "node-2"} {
-					said, err := askHealth(outsideNS(l), netip.AddrPortFrom(of(family, node(t, l, name).Addresses()), port))
+					said, err := askHealth(labtest.OutsideNS(l), netip.AddrPortFrom(labtest.Of(family, labtest.Node(t, l, name).Addresses()), port))
 					if err != nil {
 						said = "refused"
 						if !refused(err) {
@@ -41,10 +42,10 @@ func TestALoadBalancerOutsideHearsWhichNodesHaveEndpoints(t *testing.T) {
 			})
 		}
 	}
-	apply(t, l, s.String())
+	labtest.Apply(t, l, s.String())
 	hears("node-1: 200 default/web 1 true; node-2: 503 default/web 0 true; ")
 	s.endpoints = []lab.Pod{pods["far"]}
-	apply(t, l, s.String())
+	labtest.Apply(t, l, s.String())
 	hears("node-1: 503 default/web 0 true; node-2: 200 default/web 1 true; ")
 	objects, err := lab.ParseManifests([]byte(s.String()))
 	if err != nil {

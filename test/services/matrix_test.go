@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // matrix says who answers and whom it sees, for endpoints near on node-1 and far on node-2. "masquerade of node-1" is the
@@ -67,7 +68,7 @@ host outside → external address, Local: near sees host outside
 `
 
 func TestWhoAnswersAndWhomItSees(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 3})
+	l := labtest.Up(t, lab.Options{Nodes: 3})
 	pods := addPods(t, l, "client@node-1", "third@node-3", "near@node-1", "far@node-2")
 	endpoints := []lab.Pod{pods["near"], pods["far"]}
 	for _, p := range endpoints {
@@ -81,29 +82,29 @@ func TestWhoAnswersAndWhomItSees(t *testing.T) {
 		"Local": {name: "local", ips: []string{"198.19.0.11", "2001:db8:1919::b"}, port: 80, target: 8080, nodePort: 30081, endpoints: endpoints,
 			spec: spec(`198.19.9.3, "2001:db8:ee::3"`) + local, status: `[{ip: 198.19.9.4}, {ip: "2001:db8:ee::4"}]`},
 	}
-	apply(t, l, both["Cluster"].String()+"---\n"+both["Local"].String())
-	n1, n3 := node(t, l, "node-1"), node(t, l, "node-3")
+	labtest.Apply(t, l, both["Cluster"].String()+"---\n"+both["Local"].String())
+	n1, n3 := labtest.Node(t, l, "node-1"), labtest.Node(t, l, "node-3")
 	for _, family := range []string{"IPv4", "IPv6"} {
 		flag := map[string]string{"IPv4": "-4", "IPv6": "-6"}[family]
 		for _, range_ := range map[string][]string{"IPv4": {"198.19.9.0/24"}, "IPv6": {"2001:db8:ee::/64"}}[family] {
-			if out, err := l.OutsideExec(t.Context(), "ip", flag, "route", "add", range_, "via", of(family, n1.Addresses()).String()); err != nil || out.Code != 0 {
+			if out, err := l.OutsideExec(t.Context(), "ip", flag, "route", "add", range_, "via", labtest.Of(family, n1.Addresses()).String()); err != nil || out.Code != 0 {
 				t.Fatalf("route: %v %s", err, out.Stderr)
 			}
 		}
 		for _, s := range both {
 			ready(t, pods["client"].NetNS, s.vip(family))
-			eventually(t, 5*patience, "node port", func() error {
-				_, err := talk(outsideNS(l), "tcp", netip.AddrPortFrom(of(family, n1.Addresses()), s.nodePort))
+			labtest.Eventually(t, 5*patience, "node port", func() error {
+				_, err := talk(labtest.OutsideNS(l), "tcp", netip.AddrPortFrom(labtest.Of(family, n1.Addresses()), s.nodePort))
 				return err
 			})
-			ready(t, nodeNS(t, l, "node-3"), netip.AddrPortFrom(external(s, family, 0), 80))
+			ready(t, labtest.NodeNS(t, l, "node-3"), netip.AddrPortFrom(external(s, family, 0), 80))
 		}
 		names := map[netip.Addr]string{}
 		for name, p := range map[string]string{"client": "pod on node-1", "third": "pod on node-3", "near": "near"} {
-			names[of(family, pods[name].Addresses)] = p
+			names[labtest.Of(family, pods[name].Addresses)] = p
 		}
 		for _, n := range []*lab.Node{n1, n3} {
-			names[of(family, n.Addresses())] = n.Name
+			names[labtest.Of(family, n.Addresses())] = n.Name
 			for _, c := range n.PodCIDRs() {
 				names[c.Addr()], names[c.Addr().Next()] = "masquerade of "+n.Name, "gateway of "+n.Name
 			}
@@ -113,7 +114,7 @@ func TestWhoAnswersAndWhomItSees(t *testing.T) {
 			got.WriteString("\n")
 			for _, c := range []struct{ name, ns string }{
 				{"pod on node-1", pods["client"].NetNS}, {"endpoint near", pods["near"].NetNS}, {"pod on node-3", pods["third"].NetNS},
-				{"process of node-1", nodeNS(t, l, "node-1")}, {"process of node-3", nodeNS(t, l, "node-3")}, {"host outside", outsideNS(l)},
+				{"process of node-1", labtest.NodeNS(t, l, "node-1")}, {"process of node-3", labtest.NodeNS(t, l, "node-3")}, {"host outside", labtest.OutsideNS(l)},
 			} {
 				for i, front := range []string{"ClusterIP", "node port of node-1", "load balancer", "external address"} {
 					for _, policy := range []string{"Cluster", "Local"} {
@@ -123,7 +124,7 @@ func TestWhoAnswersAndWhomItSees(t *testing.T) {
 						case i == 0 && c.name == "host outside":
 							continue
 						case i == 1:
-							at = netip.AddrPortFrom(of(family, n1.Addresses()), s.nodePort)
+							at = netip.AddrPortFrom(labtest.Of(family, n1.Addresses()), s.nodePort)
 						case i == 2:
 							at = netip.AddrPortFrom(external(s, family, 1), 80)
 						case i == 3:
@@ -144,7 +145,7 @@ func TestWhoAnswersAndWhomItSees(t *testing.T) {
 func external(s service, family string, which int) netip.Addr {
 	text := []string{s.spec, s.status}[which]
 	for _, word := range strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune("[]{}, \"\n", r) }) {
-		if a, err := netip.ParseAddr(word); err == nil && familyOf(a) == family {
+		if a, err := netip.ParseAddr(word); err == nil && labtest.FamilyOf(a) == family {
 			return a
 		}
 	}

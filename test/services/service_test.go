@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // service is a Service with its EndpointSlices, to be written as manifests.
@@ -48,10 +49,10 @@ func (s service) String() string {
 		}
 		b.WriteString("\n")
 		for _, p := range s.endpoints {
-			fmt.Fprintf(&b, "- {addresses: [%q], nodeName: %s}\n", of(family, p.Addresses), p.Node)
+			fmt.Fprintf(&b, "- {addresses: [%q], nodeName: %s}\n", labtest.Of(family, p.Addresses), p.Node)
 		}
 		for node, addresses := range s.hosts {
-			fmt.Fprintf(&b, "- {addresses: [%q], nodeName: %s}\n", of(family, addresses), node)
+			fmt.Fprintf(&b, "- {addresses: [%q], nodeName: %s}\n", labtest.Of(family, addresses), node)
 		}
 	}
 	return b.String()
@@ -60,7 +61,7 @@ func (s service) String() string {
 // vip is the cluster IP of a family.
 func (s service) vip(family string) netip.AddrPort {
 	for _, ip := range s.ips {
-		if a := netip.MustParseAddr(ip); familyOf(a) == family {
+		if a := netip.MustParseAddr(ip); labtest.FamilyOf(a) == family {
 			return netip.AddrPortFrom(a, s.port)
 		}
 	}
@@ -70,18 +71,18 @@ func (s service) vip(family string) netip.AddrPort {
 // ready waits until a client gets an answer.
 func ready(t *testing.T, ns string, at netip.AddrPort) {
 	t.Helper()
-	eventually(t, 5*patience, "an answer from "+at.String(), func() error { _, err := talk(ns, "tcp", at); return err })
+	labtest.Eventually(t, 5*patience, "an answer from "+at.String(), func() error { _, err := talk(ns, "tcp", at); return err })
 }
 
 func TestAPodReachesEveryEndpointByTheClusterIP(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	pods := addPods(t, l, "client@node-1", "near@node-1", "far@node-2")
 	s := service{name: "web", ips: []string{"198.19.0.10", "2001:db8:1919::a"}, port: 80, target: 8080,
 		endpoints: []lab.Pod{pods["near"], pods["far"]}}
 	for _, p := range s.endpoints {
 		serve(t, p.NetNS, p.Name, s.target)
 	}
-	apply(t, l, s.String())
+	labtest.Apply(t, l, s.String())
 	client := pods["client"]
 	for _, family := range []string{"IPv4", "IPv6"} {
 		ready(t, client.NetNS, s.vip(family))
@@ -92,7 +93,7 @@ func TestAPodReachesEveryEndpointByTheClusterIP(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s %s: %v", family, network, err)
 				}
-				if want := of(family, client.Addresses); a.seen.Addr() != want {
+				if want := labtest.Of(family, client.Addresses); a.seen.Addr() != want {
 					t.Fatalf("%s %s: %s saw %s, want the client's own address %s", family, network, a.server, a.seen, want)
 				}
 				got[a.server]++

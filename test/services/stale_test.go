@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/twill-net/twill/test/lab"
+	"github.com/twill-net/twill/test/labtest"
 )
 
 // askBriefly is ask for one in a row of packets: the answer to one that met the change may never come.
@@ -22,14 +23,14 @@ func askBriefly(c net.Conn) (answer, error) {
 // endpoint that is gone, for ever (Kubernetes' documentation of kube-proxy calls such entries stale). Clients of
 // other endpoints and those that talk to the pod itself notice nothing.
 func TestPacketsLeaveAnEndpointThatIsGone(t *testing.T) {
-	l := up(t, lab.Options{Nodes: 2})
+	l := labtest.Up(t, lab.Options{Nodes: 2})
 	pods := addPods(t, l, "client@node-1", "old@node-2", "new@node-2")
 	client, old, fresh := pods["client"], pods["old"], pods["new"]
 	s := service{name: "dns", ips: []string{"198.19.0.53", "2001:db8:1919::35"}, port: 53, target: 5353, endpoints: []lab.Pod{old}}
 	for _, p := range []lab.Pod{old, fresh} {
 		serve(t, p.NetNS, p.Name, s.target)
 	}
-	apply(t, l, s.String())
+	labtest.Apply(t, l, s.String())
 
 	type talker struct {
 		what, wants string
@@ -51,20 +52,20 @@ func TestPacketsLeaveAnEndpointThatIsGone(t *testing.T) {
 	for _, family := range []string{"IPv4", "IPv6"} {
 		ready(t, client.NetNS, s.vip(family))
 		open(family+", UDP by the ClusterIP", "udp", s.vip(family), fresh.Name)
-		open(family+", UDP to the pod itself", "udp", netip.AddrPortFrom(of(family, old.Addresses), s.target), old.Name)
-		open(family+", TCP to the pod itself", "tcp", netip.AddrPortFrom(of(family, old.Addresses), s.target), old.Name)
+		open(family+", UDP to the pod itself", "udp", netip.AddrPortFrom(labtest.Of(family, old.Addresses), s.target), old.Name)
+		open(family+", TCP to the pod itself", "tcp", netip.AddrPortFrom(labtest.Of(family, old.Addresses), s.target), old.Name)
 		open(family+", TCP by the ClusterIP", "tcp", s.vip(family), "")
 	}
 
 	s.endpoints = []lab.Pod{fresh}
-	apply(t, l, s.String())
+	labtest.Apply(t, l, s.String())
 	changed := time.Now()
 	for _, x := range all {
 		switch {
 		case x.wants == "":
 			// Its endpoint is gone, so a connection has to end with an error that is no time-out.
 			var last error
-			eventually(t, 5*patience, x.what+" has to be reset", func() error {
+			labtest.Eventually(t, 5*patience, x.what+" has to be reset", func() error {
 				if _, last = ask(x.conn); last == nil {
 					return fmt.Errorf("it is still answered")
 				}
@@ -75,7 +76,7 @@ func TestPacketsLeaveAnEndpointThatIsGone(t *testing.T) {
 			}
 		case x.wants == fresh.Name:
 			took := time.Duration(0)
-			eventually(t, 5*patience, x.what+" has to reach "+x.wants, func() error {
+			labtest.Eventually(t, 5*patience, x.what+" has to reach "+x.wants, func() error {
 				a, err := askBriefly(x.conn)
 				if took = time.Since(changed); err != nil || a.server != x.wants {
 					return fmt.Errorf("%v, %v", a, err)
