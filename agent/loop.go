@@ -254,11 +254,7 @@ func (l *loop) live(ctx context.Context) ([]flows.Live, []flows.LiveGroup, error
 	if err != nil {
 		return nil, nil, err
 	}
-	live := make([]flows.Live, len(installed))
-	for i, f := range installed {
-		live[i] = f.Live()
-	}
-	return live, groups, nil
+	return ovs.Live(installed), groups, nil
 }
 
 // driftOf counts what a full comparison wants beyond what the change itself wants: somebody else's work.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/twill-net/twill/flows"
 	"github.com/twill-net/twill/ovs"
+	"github.com/twill-net/twill/test/bridgetest"
 	"github.com/twill-net/twill/test/ovsd"
 )
 
@@ -22,47 +23,15 @@ type bridge struct {
 	ctrl *ovs.Daemon
 }
 
-const bridgeName = "br-twill"
+const bridgeName = bridgetest.Name
 
 // startBridge has the tunnel port, the gateway and the numbered ports that pods and one stranger use.
 func startBridge(t testing.TB, pods ...uint32) *bridge {
 	t.Helper()
-	o := ovsd.ForTest(t, ovsd.Config{Dummy: true})
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
-	db, err := ovs.Dial(ctx, ovs.Config{Endpoint: o.Endpoint()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(db.Close)
-	names := map[uint8]string{}
-	for _, table := range flows.Tables() {
-		names[uint8(table)] = table.String()
-	}
-	if _, err := db.EnsureBridge(ctx, ovs.BridgeSpec{
-		Name: bridgeName, DatapathType: "netdev", TableNames: names, Prefixes: flows.Prefixes(),
-		ExternalIDs: map[string]string{"twill": "bridge"},
-		Ports: []ovs.PortSpec{
-			{Name: "twill-tun", Type: "geneve", OFPort: int(flows.TunnelPort), Options: map[string]string{"remote_ip": "flow", "key": "flow"}},
-			{Name: "twill0", Type: "internal", OFPort: int(flows.GatewayPort), MAC: flows.GatewayMAC()},
-		},
-	}); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"init"}
-	for _, p := range pods {
-		name := fmt.Sprintf("p%d", p)
-		args = append(args, "--", "add-port", bridgeName, name, "--", "set", "Interface", name, fmt.Sprintf("ofport_request=%d", p))
-	}
-	if _, err := o.Run(ctx, "ovs-vsctl", args...); err != nil {
-		t.Fatal(err)
-	}
-	ctrl, err := ovs.DialDaemon(ctx, o.RunDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(ctrl.Close)
-	return &bridge{t: t, ctx: ctx, o: o, ctrl: ctrl, sw: ovs.NewSwitch(bridgeName, o.RunDir(), ovs.System())}
+	b := bridgetest.Start(ctx, t, pods...)
+	return &bridge{t: t, ctx: ctx, o: b.OVS, ctrl: b.Daemon, sw: b.Switch}
 }
 
 func (b *bridge) apply(d flows.Delta) {
@@ -97,17 +66,9 @@ func (b *bridge) installedGroups() []flows.LiveGroup {
 // diff is what the bridge lacks or has too many.
 func (b *bridge) diff(d *flows.Desired) flows.Delta {
 	b.t.Helper()
-	delta := d.Diff(live(b.installed()))
+	delta := d.Diff(ovs.Live(b.installed()))
 	d.DiffGroups(b.installedGroups(), &delta)
 	return delta
-}
-
-func live(installed []ovs.Installed) []flows.Live {
-	var out []flows.Live
-	for _, f := range installed {
-		out = append(out, f.Live())
-	}
-	return out
 }
 
 func (b *bridge) become(d *flows.Desired) flows.Delta {
@@ -125,13 +86,13 @@ func TestASwitchHoldsExactlyWhatWasCompiledAndExplainsItTheSame(t *testing.T) {
 	for i, s := range cases {
 		wanted[i] = desired(t, s.world)
 	}
-	now, groups := live(b.installed()), b.installedGroups()
+	now, groups := ovs.Live(b.installed()), b.installedGroups()
 	become := func(i int, before string) {
 		t.Helper()
 		delta := wanted[i].Diff(now)
 		wanted[i].DiffGroups(groups, &delta)
 		b.apply(delta)
-		now = live(b.installed())
+		now = ovs.Live(b.installed())
 		if len(delta.AddGroups)+len(delta.DeleteGroups) > 0 {
 			groups = b.installedGroups()
 		}

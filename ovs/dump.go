@@ -26,7 +26,16 @@ type Installed struct {
 	Actions string
 }
 
-// Live is the flow as package flows compares it with what is wanted.
+// Live are flows as package flows compares them with what is wanted.
+func Live(installed []Installed) []flows.Live {
+	out := make([]flows.Live, len(installed))
+	for i, f := range installed {
+		out[i] = f.Live()
+	}
+	return out
+}
+
+// Live is one flow as package flows compares it.
 func (f Installed) Live() flows.Live {
 	return flows.Live{Table: flows.Table(f.Table), Priority: f.Priority, Cookie: f.Cookie, Match: f.Text, Actions: f.Actions}
 }

@@ -11,10 +11,11 @@ import (
 	"github.com/twill-net/twill/agent/inspect"
 	"github.com/twill-net/twill/flows"
 	"github.com/twill-net/twill/ovs"
+	"github.com/twill-net/twill/test/bridgetest"
 	"github.com/twill-net/twill/test/ovsd"
 )
 
-const bridgeName = "br-twill"
+const bridgeName = bridgetest.Name
 
 // node is a node whose bridge is real and whose World is ours to choose.
 type node struct {
@@ -97,40 +98,8 @@ func compiled(t testing.TB, w *flows.World) *flows.Desired {
 // startNode makes the bridge and installs what the World compiles to.
 func startNode(t testing.TB, w *flows.World, ports ...uint32) *node {
 	t.Helper()
-	o := ovsd.ForTest(t, ovsd.Config{Dummy: true})
-	db, err := ovs.Dial(t.Context(), ovs.Config{Endpoint: o.Endpoint()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(db.Close)
-	names := map[uint8]string{}
-	for _, table := range flows.Tables() {
-		names[uint8(table)] = table.String()
-	}
-	if _, err := db.EnsureBridge(t.Context(), ovs.BridgeSpec{
-		Name: bridgeName, DatapathType: "netdev", TableNames: names, Prefixes: flows.Prefixes(),
-		ExternalIDs: map[string]string{"owner": "twill"},
-		Ports: []ovs.PortSpec{
-			{Name: "twill-tun", Type: "geneve", OFPort: int(flows.TunnelPort), Options: map[string]string{"remote_ip": "flow", "key": "flow"}},
-			{Name: "twill0", Type: "internal", OFPort: int(flows.GatewayPort), MAC: flows.GatewayMAC()},
-		},
-	}); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"init"}
-	for _, p := range ports {
-		name := fmt.Sprintf("p%d", p)
-		args = append(args, "--", "add-port", bridgeName, name, "--", "set", "Interface", name, fmt.Sprintf("ofport_request=%d", p))
-	}
-	if _, err := o.Run(t.Context(), "ovs-vsctl", args...); err != nil {
-		t.Fatal(err)
-	}
-	ctrl, err := ovs.DialDaemon(t.Context(), o.RunDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(ctrl.Close)
-	n := &node{t: t, o: o, ctrl: ctrl, sw: ovs.NewSwitch(bridgeName, o.RunDir(), ovs.System())}
+	b := bridgetest.Start(t.Context(), t, ports...)
+	n := &node{t: t, o: b.OVS, ctrl: b.Daemon, sw: b.Switch}
 	n.become(w)
 	return n
 }
@@ -163,15 +132,7 @@ func (n *node) live() []flows.Live {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return liveOf(installed)
-}
-
-func liveOf(installed []ovs.Installed) []flows.Live {
-	var out []flows.Live
-	for _, f := range installed {
-		out = append(out, f.Live())
-	}
-	return out
+	return ovs.Live(installed)
 }
 
 func (n *node) subject() *inspect.Subject {

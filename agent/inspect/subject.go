@@ -64,11 +64,7 @@ func (s *Subject) live(ctx context.Context) ([]flows.Live, []ovs.Installed, erro
 	if err != nil {
 		return nil, nil, err
 	}
-	live := make([]flows.Live, len(installed))
-	for i, f := range installed {
-		live[i] = f.Live()
-	}
-	return live, installed, nil
+	return ovs.Live(installed), installed, nil
 }
 
 // Place is where something that has a name is.

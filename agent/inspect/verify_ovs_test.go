@@ -120,7 +120,7 @@ func TestVerifyFindsEachOfTwoHundredMutationsAndInventsNone(t *testing.T) {
 			t.Errorf("mutation %d (%s of %s): found %+v", i, m.what, f, v.Flows)
 		}
 		kinds[strings.Fields(m.what)[0]]++
-		n.apply(n.desired.Diff(liveOf(seen)).Bundle())
+		n.apply(n.desired.Diff(ovs.Live(seen)).Bundle())
 	}
 	t.Logf("mutations: %v", kinds)
 	if len(kinds) != 5 {

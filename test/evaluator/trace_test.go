@@ -21,8 +21,8 @@ import (
 	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
 	"github.com/twill-net/twill/ovs"
+	"github.com/twill-net/twill/test/bridgetest"
 	"github.com/twill-net/twill/test/evaluator"
-	"github.com/twill-net/twill/test/ovsd"
 )
 
 // seeds is how many random clusters are tried: a few in an ordinary run, as many as TWILL_POLICY_SEEDS says in a long one.
@@ -387,7 +387,7 @@ func (b *bridge) verdict(from end, p evaluator.Packet, desired *flows.Desired) (
 	return !got.Dropped(), f.String(), out
 }
 
-const bridgeName = "br-twill"
+const bridgeName = bridgetest.Name
 
 // bridge is one on a real Open vSwitch with a dummy datapath.
 type bridge struct {
@@ -399,37 +399,10 @@ type bridge struct {
 
 func startBridge(t testing.TB) *bridge {
 	t.Helper()
-	o := ovsd.ForTest(t, ovsd.Config{Dummy: true})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	t.Cleanup(cancel)
-	db, err := ovs.Dial(ctx, ovs.Config{Endpoint: o.Endpoint()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(db.Close)
-	if _, err := db.EnsureBridge(ctx, ovs.BridgeSpec{
-		Name: bridgeName, DatapathType: "netdev", ExternalIDs: map[string]string{"twill": "bridge"},
-		Ports: []ovs.PortSpec{
-			{Name: "twill-tun", Type: "geneve", OFPort: int(flows.TunnelPort), Options: map[string]string{"remote_ip": "flow", "key": "flow"}},
-			{Name: "twill0", Type: "internal", OFPort: int(flows.GatewayPort), MAC: flows.GatewayMAC()},
-		},
-	}); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"init"}
-	for p := 1; p <= 9; p++ {
-		name := fmt.Sprintf("p%d", p)
-		args = append(args, "--", "add-port", bridgeName, name, "--", "set", "Interface", name, fmt.Sprintf("ofport_request=%d", p))
-	}
-	if _, err := o.Run(ctx, "ovs-vsctl", args...); err != nil {
-		t.Fatal(err)
-	}
-	ctrl, err := ovs.DialDaemon(ctx, o.RunDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(ctrl.Close)
-	return &bridge{t: t, ctx: ctx, ctrl: ctrl, sw: ovs.NewSwitch(bridgeName, o.RunDir(), ovs.System())}
+	b := bridgetest.Start(ctx, t, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+	return &bridge{t: t, ctx: ctx, ctrl: b.Daemon, sw: b.Switch}
 }
 
 func (b *bridge) apply(d flows.Delta) {
@@ -446,11 +419,7 @@ func (b *bridge) inStep(d *flows.Desired) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	var live []flows.Live
-	for _, f := range installed {
-		live = append(live, f.Live())
-	}
-	if delta := d.Diff(live); !delta.Empty() {
+	if delta := d.Diff(ovs.Live(installed)); !delta.Empty() {
 		b.t.Errorf("the switch shows other flows than were compiled: %s", delta.Bundle())
 	}
 }
