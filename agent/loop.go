@@ -259,24 +259,20 @@ func (l *loop) live(ctx context.Context) ([]flows.Live, []flows.LiveGroup, error
 
 // driftOf counts what a full comparison wants beyond what the change itself wants: somebody else's work.
 func driftOf(full, expected flows.Delta) int {
-	n := 0
-	for _, f := range full.Add {
-		if !slices.ContainsFunc(expected.Add, func(g flows.Flow) bool { return g.Cookie == f.Cookie }) {
-			n++
-		}
+	return beyond(full.Add, expected.Add, func(f flows.Flow) uint64 { return f.Cookie }) +
+		beyond(full.Delete, expected.Delete, func(c uint64) uint64 { return c }) +
+		beyond(full.AddGroups, expected.AddGroups, func(g *flows.Group) flows.GroupID { return g.ID }) +
+		beyond(full.DeleteGroups, expected.DeleteGroups, func(id flows.GroupID) flows.GroupID { return id })
+}
+
+// beyond counts those of all whose key none of expected has.
+func beyond[T any, K comparable](all, expected []T, key func(T) K) (n int) {
+	known := make(map[K]bool, len(expected))
+	for _, x := range expected {
+		known[key(x)] = true
 	}
-	for _, c := range full.Delete {
-		if !slices.Contains(expected.Delete, c) {
-			n++
-		}
-	}
-	for _, g := range full.AddGroups {
-		if !slices.ContainsFunc(expected.AddGroups, func(h *flows.Group) bool { return h.ID == g.ID }) {
-			n++
-		}
-	}
-	for _, id := range full.DeleteGroups {
-		if !slices.Contains(expected.DeleteGroups, id) {
+	for _, x := range all {
+		if !known[key(x)] {
 			n++
 		}
 	}
