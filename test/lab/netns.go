@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // netnsDir is where ip-netns(8) and container runtimes keep the names of network namespaces.
@@ -74,9 +75,14 @@ func run(ctx context.Context, namespace string, env []string, stdin string, argv
 	cmd.Stdin = strings.NewReader(stdin)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	// Who is killed while it builds a lab leaves nobody behind who goes on building it. The signal comes when
+	// the thread that started the tool ends (prctl(2)), so that is kept.
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	var err error
 	if namespace == "" {
+		runtime.LockOSThread()
 		err = cmd.Run()
+		runtime.UnlockOSThread()
 	} else {
 		err = inNetNS(namespace, cmd.Run)
 	}
