@@ -77,15 +77,22 @@ func (c *cutter) look(ctx context.Context) (cut int, err error) {
 		return 0, err
 	}
 	// Until the datapath has followed, packets may still open connections by the flows of before.
-	if err := d.WaitRevalidated(ctx); err != nil {
-		return 0, err
-	}
+	judge := flows.NewJudge(w)
+	err = d.AfterRevalidation(ctx, func(ctx context.Context) error {
+		n, err := cutOnce(ctx, d, judge)
+		cut += n
+		return err
+	})
+	return cut, err
+}
+
+// cutOnce judges the connections that there are now.
+func cutOnce(ctx context.Context, d *ovs.Daemon, judge *flows.Judge) (cut int, err error) {
 	zone := fmt.Sprintf("zone=%d", flows.PolicyZone)
 	text, err := d.Call(ctx, "dpctl/dump-conntrack", zone)
 	if err != nil {
 		return 0, err
 	}
-	judge := flows.NewJudge(w)
 	for line := range strings.Lines(text) {
 		e, ok := parseEntry(line)
 		if !ok || judge.Decide(e.tuple).Allowed {

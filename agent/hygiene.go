@@ -65,16 +65,15 @@ func (h *hygiene) flush(ctx context.Context, stale []flows.StaleConnections) err
 	if err != nil {
 		return err
 	}
-	if err := d.WaitRevalidated(ctx); err != nil {
-		return err
-	}
-	for _, s := range stale {
-		if err := d.FlushConntrack(ctx, ovs.Connections{
-			Zone: flows.ZoneService, Protocol: flows.ProtocolNumber(s.Protocol), To: s.Frontend, From: s.Endpoint,
-		}); err != nil {
-			return err
+	return d.AfterRevalidation(ctx, func(ctx context.Context) error {
+		for _, s := range stale {
+			if err := d.FlushConntrack(ctx, ovs.Connections{
+				Zone: flows.ZoneService, Protocol: flows.ProtocolNumber(s.Protocol), To: s.Frontend, From: s.Endpoint,
+			}); err != nil {
+				return err
+			}
 		}
-	}
-	h.log.WithField("selections", len(stale)).Debug("connections to what is gone forgotten")
-	return nil
+		h.log.WithField("selections", len(stale)).Debug("connections to what is gone forgotten")
+		return nil
+	})
 }

@@ -35,8 +35,17 @@ func tuple(side string, at netip.AddrPort, protocol uint8) string {
 	return fmt.Sprintf("%s%s=%s,ct_nw_proto=%d,ct_tp_%s=%d", field, side, at.Addr(), protocol, side, at.Port())
 }
 
-// WaitRevalidated returns when every megaflow has been compared with the flow table as it is now.
-func (d *Daemon) WaitRevalidated(ctx context.Context) error {
-	_, err := d.Call(ctx, "revalidator/wait")
-	return err
+// AfterRevalidation is for work that packets could undo by megaflows of before a change of the flow table. It calls
+// f after each of two waits for the revalidators (revalidator/wait, ovs-vswitchd(8)): a wait ends with the round
+// that is under way, and the first of these may have begun before the change. The second has not.
+func (d *Daemon) AfterRevalidation(ctx context.Context, f func(context.Context) error) error {
+	for range 2 {
+		if _, err := d.Call(ctx, "revalidator/wait"); err != nil {
+			return err
+		}
+		if err := f(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
