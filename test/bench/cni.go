@@ -79,6 +79,12 @@ func compare(ctx context.Context, l *lab.Lab, plugins string, t table, title str
 			return err
 		}
 	}
+	// A runtime attaches pods that the cluster has: the agent waits for their objects.
+	for _, p := range nets[0].pods {
+		if _, err := l.Apply(p.Manifest()); err != nil {
+			return err
+		}
+	}
 	var add, del [2]outcome
 	var adding, deleting activity
 	for round := range rounds {
@@ -147,7 +153,7 @@ func makePods(ctx context.Context, l *lab.Lab, prefix string, count int) ([]lab.
 		name := fmt.Sprintf("%s-%d", prefix, i)
 		sum := sha256.Sum256([]byte(name))
 		pods = append(pods, lab.Pod{
-			Namespace: "default", Name: name, UID: fmt.Sprintf("%x", sum[:16]), Sandbox: fmt.Sprintf("%x", sum),
+			Namespace: "default", Name: name, Node: "node-1", UID: fmt.Sprintf("%x", sum[:16]), Sandbox: fmt.Sprintf("%x", sum),
 			NetNS: "/run/netns/" + namespace(l, "p-"+name),
 		})
 		lines = append(lines, "netns add "+namespace(l, "p-"+name))

@@ -252,7 +252,7 @@ func (l *Lab) removeNode(ctx context.Context, n *Node) error {
 	for _, p := range pods {
 		if p.Node == n.Name {
 			namespaces = append(namespaces, l.podNS(p.Namespace, p.Name))
-			objects = append(objects, p.manifest()...)
+			objects = append(objects, p.Manifest()...)
 		}
 	}
 	if err := removeNamespaces(ctx, namespaces, n.path()); err != nil {

@@ -59,7 +59,7 @@ func (l *Lab) AddPod(ctx context.Context, p Pod) (Pod, error) {
 	if p.UID == "" {
 		p.UID = newUID()
 	}
-	if _, err := complete(p.manifest()[0]); err != nil {
+	if _, err := complete(p.Manifest()[0]); err != nil {
 		return p, err
 	}
 	n, err := l.Node(p.Node)
@@ -78,7 +78,7 @@ func (l *Lab) AddPod(ctx context.Context, p Pod) (Pod, error) {
 		if conf, cniErr := n.cni(); cniErr == nil {
 			err = errors.Join(err, conf.Del(ctx, p))
 		}
-		_, delErr := l.Delete(p.manifest())
+		_, delErr := l.Delete(p.Manifest())
 		return p, errors.Join(fmt.Errorf("add pod %s on %s: %w", p, p.Node, err),
 			delErr, removeNamespaces(ctx, []string{ns}, ""), l.forget(p))
 	}
@@ -129,7 +129,7 @@ func (l *Lab) forget(p Pod) error {
 }
 
 func (l *Lab) attach(ctx context.Context, n *Node, p *Pod) error {
-	if _, err := l.Apply(p.manifest()); err != nil {
+	if _, err := l.Apply(p.Manifest()); err != nil {
 		return err
 	}
 	if err := ip(ctx, "", "netns add "+filepath.Base(p.NetNS)); err != nil {
@@ -150,7 +150,7 @@ func (l *Lab) attach(ctx context.Context, n *Node, p *Pod) error {
 	if err := l.record(*p); err != nil {
 		return err
 	}
-	_, err = l.Apply(p.manifest())
+	_, err = l.Apply(p.Manifest())
 	return err
 }
 
@@ -169,7 +169,8 @@ func addressesOf(r *current.Result) []netip.Addr {
 }
 
 // manifest is the Pod object that the cluster would have.
-func (p Pod) manifest() []Object {
+// Manifest is the Pod object that the cluster would have.
+func (p Pod) Manifest() []Object {
 	o := newObject("Pod", p.Namespace, p.Name)
 	metadata := o["metadata"].(map[string]any)
 	metadata["uid"] = p.UID
@@ -259,7 +260,7 @@ func (l *Lab) RemovePod(ctx context.Context, ref string) error {
 	if err := removeNamespaces(ctx, []string{filepath.Base(p.NetNS)}, ""); err != nil {
 		return err
 	}
-	if _, err := l.Delete(p.manifest()); err != nil {
+	if _, err := l.Delete(p.Manifest()); err != nil {
 		return err
 	}
 	return l.forget(p)
