@@ -256,7 +256,7 @@ func (a *Agent) audit(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			a.loop.readBack("audit")
+			a.loop.audit()
 		}
 	}
 }

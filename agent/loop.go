@@ -34,9 +34,13 @@ type loop struct {
 	seen   func(before, now *flows.World) // told about each World that was applied
 	meter  *metrics
 
-	kicks chan struct{}
-	mu    sync.Mutex
-	next  wish // what the next pass is to do
+	kicks    chan struct{}
+	audits   chan struct{}
+	readings chan *reading
+	open     *reading // the one under way; the loop's goroutine alone uses it
+
+	mu   sync.Mutex
+	next wish // what the next pass is to do
 
 	state   sync.Mutex
 	desired *flows.Desired
@@ -51,6 +55,7 @@ type loop struct {
 type wish struct {
 	causes  []string
 	readAll bool
+	read    *reading // the table as it was read beside the loop
 	waiting []chan error
 }
 
@@ -65,7 +70,7 @@ type Applied struct {
 }
 
 func newLoop(l *loop) *loop {
-	l.kicks = make(chan struct{}, 1)
+	l.kicks, l.audits, l.readings = make(chan struct{}, 1), make(chan struct{}, 1), make(chan *reading)
 	l.desired, l.refused = flows.NewDesired(), map[flows.Owner]error{}
 	l.beat = time.Now()
 	return l
@@ -118,10 +123,19 @@ func (l *loop) run(ctx context.Context) {
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
 	for {
+		var read *reading
 		select {
 		case <-ctx.Done():
 			return
 		case <-l.kicks:
+		case <-l.audits:
+			l.startReading(ctx)
+			continue
+		case read = <-l.readings:
+			l.open = nil
+			if read == nil {
+				continue
+			}
 		case <-retry.C:
 			l.readBack("retry")
 		}
@@ -129,6 +143,9 @@ func (l *loop) run(ctx context.Context) {
 		w := l.next
 		l.next = wish{}
 		l.mu.Unlock()
+		if read != nil {
+			w.read, w.causes = read, append(w.causes, "audit")
+		}
 		if len(w.causes) == 0 {
 			continue
 		}
@@ -154,28 +171,33 @@ func (l *loop) pass(ctx context.Context, w wish) error {
 	l.state.Unlock()
 
 	delta := l.compile(before, now)
-	if w.readAll || failed || before == nil {
+	learn := w.readAll || before == nil
+	switch {
+	case w.readAll || failed || before == nil:
 		live, groups, err := l.live(ctx)
 		if err != nil {
 			return l.finish(err)
 		}
-		l.state.Lock()
-		full := l.desired.Diff(live)
-		l.desired.DiffGroups(groups, &full)
-		l.state.Unlock()
-		if repaired := driftOf(full, delta); repaired > 0 && before != nil && !failed {
-			l.meter.drift("flow", repaired)
-			l.log.WithField("flows", repaired).Warn("the bridge did not hold what it should; repairing")
+		full := l.differs(live, groups)
+		if before != nil && !failed {
+			l.repairing(driftOf(full, delta))
 		}
 		delta = full
+	case w.read != nil:
+		w.read.note(delta)
+		drift := w.read.settled(l.differs(w.read.live, w.read.groups))
+		l.repairing(driftOf(drift, flows.Delta{}))
+		learn = !drift.Empty()
+		delta = drift.Then(delta)
 	}
+	l.open.note(delta)
 	if !delta.Empty() {
 		err := l.bridge.Apply(ctx, delta.Bundle())
 		l.meter.bundle(time.Since(began), err)
 		if err != nil {
 			return l.finish(fmt.Errorf("applying %d flows: %w", len(delta.Add)+len(delta.Delete), err))
 		}
-		if w.readAll || before == nil {
+		if learn {
 			if err := l.learn(ctx); err != nil {
 				return l.finish(err)
 			}
@@ -187,6 +209,23 @@ func (l *loop) pass(ctx context.Context, w wish) error {
 	l.last = now
 	l.state.Unlock()
 	return l.finish(nil)
+}
+
+// differs is what the live table lacks and what it has too much.
+func (l *loop) differs(live []flows.Live, groups []flows.LiveGroup) flows.Delta {
+	l.state.Lock()
+	defer l.state.Unlock()
+	d := l.desired.Diff(live)
+	l.desired.DiffGroups(groups, &d)
+	return d
+}
+
+// repairing tells how much of the table is somebody else's work.
+func (l *loop) repairing(drift int) {
+	if drift > 0 {
+		l.meter.drift("flow", drift)
+		l.log.WithField("flows", drift).Warn("the bridge did not hold what it should; repairing")
+	}
 }
 
 // compile replaces what differs between two Worlds. A pass that failed after compiling loses nothing:

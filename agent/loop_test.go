@@ -214,7 +214,9 @@ func TestAnAuditRepairsWhatSomebodyElseDid(t *testing.T) {
 		}
 		b.held[0] = ovs.Installed{Table: 0, Priority: 1} // and a foreign one appears
 	})
-	l.readBack("audit")
+	sent := b.sent()
+	l.audit()
+	awaitBundles(t, b, sent+1)
 	mustApply(t, l)
 	if _, foreign := b.held[0]; foreign || len(b.held) != before {
 		t.Errorf("the bridge holds %d flows (foreign one: %v), want %d", len(b.held), foreign, before)

@@ -255,6 +255,14 @@ func (d Delta) Empty() bool {
 	return len(d.Add)+len(d.Delete)+len(d.AddGroups)+len(d.DeleteGroups) == 0
 }
 
+// Then is both deltas as one, what d holds first. No flow and no group may be in both.
+func (d Delta) Then(next Delta) Delta {
+	return Delta{
+		Add: slices.Concat(d.Add, next.Add), Delete: slices.Concat(d.Delete, next.Delete),
+		AddGroups: slices.Concat(d.AddGroups, next.AddGroups), DeleteGroups: slices.Concat(d.DeleteGroups, next.DeleteGroups),
+	}
+}
+
 func (d *Delta) sort() {
 	slices.SortFunc(d.Add, func(a, b Flow) int { return a.Key().compare(b.Key()) })
 	slices.Sort(d.Delete)
