@@ -90,7 +90,7 @@ func (a *Agent) build(ctx context.Context) error {
 		repair: func(ctx context.Context) ([]string, error) { return a.pods.Repair(ctx) },
 		done:   func(cause string) { a.loop.kick(cause) },
 	})
-	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: func(before, now *flows.World) { a.applied(before, now); a.hygiene.follow(ctx, before, now) }, meter: a.meter})
+	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: func(before, now *flows.World) { a.applied(before, now); a.hygiene.follow(ctx, before, now) }, meter: a.meter, refusedFlow: a.refused})
 	a.daemon = &daemonWatch{
 		bridge: a.cfg.Bridge, runDir: a.cfg.OVSRunDir, log: a.log,
 		armed: func() bool { return a.loop.ready() == nil },
@@ -110,7 +110,8 @@ func (a *Agent) build(ctx context.Context) error {
 		RouterMAC: flows.RouterMAC(), Ready: a.canAttach, Known: a.policies.waitFor, Cooldown: a.cfg.Cooldown, Clock: time.Now, Log: a.log,
 	})
 	a.denials = newDenials(&denials{daemon: a.daemon.current, loop: a.loop, log: a.log})
-	a.meter.registry.MustRegister(a.denials)
+	a.meter.registry.MustRegister(a.denials, a.policies.refusals)
+	a.policies.refusals.pods = a.loop.withoutFlows
 	a.meter.registry.MustRegister(newObserved(observed{
 		usage: a.pods.Usage, peers: a.peers.list, nodes: a.nodesNow, loop: a.loop,
 		age: a.age, ready: a.notReady, transactions: a.db.Transactions, timeout: 2 * time.Second,
@@ -202,6 +203,7 @@ func (a *Agent) supervise(ctx context.Context) error {
 	part("the connection tracker", endless(a.hygiene.run))
 	part("the watch of connections", endless(a.cutter.run))
 	part("the log of denials", endless(a.denials.run))
+	part("the retries of what was refused", endless(a.tryRefused))
 	part("the healthCheckNodePorts", endless(a.healths.run))
 	part("the probes", endless(a.peers.run))
 	part("the audit", endless(a.audit))

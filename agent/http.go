@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/twill-net/twill/agent/inspect"
+	"github.com/twill-net/twill/agent/preview"
 )
 
 // maxSilence is how long the loop may be silent before /livez fails. The audit makes it pass at least
@@ -60,6 +61,7 @@ func (a *Agent) serveAdmin(ctx context.Context) error {
 	mux.HandleFunc("GET /v1/status", inspect.Answer(func(ctx context.Context, _ url.Values) (any, error) { return a.status(ctx), nil }))
 	mux.HandleFunc("GET /v1/report", a.serveReport)
 	inspect.Register(mux, a.subject())
+	preview.Register(mux, a.objects)
 	return serve(ctx, l, mux)
 }
 

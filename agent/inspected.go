@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/twill-net/twill/agent/inspect"
+	"github.com/twill-net/twill/agent/preview"
 	"github.com/twill-net/twill/flows"
 )
 
@@ -28,4 +29,12 @@ func (a *Agent) subject() *inspect.Subject {
 		},
 		Behind: func() error { return errors.Join(a.loop.ready(), a.source.Alive()) },
 	}
+}
+
+// objects are what verdicts of policies depend on, in the whole cluster.
+func (a *Agent) objects() (preview.Objects, error) {
+	if !a.source.Synced() {
+		return preview.Objects{}, errors.New("the first list of Kubernetes objects has not been read yet")
+	}
+	return preview.ObjectsOf(a.source), nil
 }

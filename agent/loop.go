@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ type loop struct {
 	log    logrus.FieldLogger
 	seen   func(before, now *flows.World) // told about each World that was applied
 	meter  *metrics
+	// refusedFlow is told which flow Open vSwitch would not take; true if the next World does without it. nil never.
+	refusedFlow func(before, now *flows.World, f flows.Flow, reason string) bool
 
 	kicks    chan struct{}
 	audits   chan struct{}
@@ -44,11 +47,14 @@ type loop struct {
 
 	state   sync.Mutex
 	desired *flows.Desired
-	refused map[flows.Owner]error // owners that could not be compiled
-	last    *flows.World
-	applied Applied
-	failure error
-	beat    time.Time
+	refused map[flows.Owner]error // owners that have no flows, and why
+	without map[flows.Owner]bool  // those of them whose flows Open vSwitch would not take
+	again   map[flows.Owner]bool  // to be compiled although nothing has changed
+	// compiled is what desired was compiled from; last is what the bridge holds.
+	compiled, last *flows.World
+	applied        Applied
+	failure        error
+	beat           time.Time
 }
 
 // wish collects the kicks for one pass.
@@ -72,6 +78,7 @@ type Applied struct {
 func newLoop(l *loop) *loop {
 	l.kicks, l.audits, l.readings = make(chan struct{}, 1), make(chan struct{}, 1), make(chan *reading)
 	l.desired, l.refused = flows.NewDesired(), map[flows.Owner]error{}
+	l.without, l.again = map[flows.Owner]bool{}, map[flows.Owner]bool{}
 	l.beat = time.Now()
 	return l
 }
@@ -109,7 +116,7 @@ func (l *loop) Apply(ctx context.Context, owners ...flows.Owner) error {
 	l.ask(strings.Join(causes, " "), false, done)
 	select {
 	case err := <-done:
-		return err
+		return cmp.Or(err, l.refusedOf(owners))
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the flows of %s: %w", strings.Join(causes, " "), ctx.Err())
 	}
@@ -150,6 +157,9 @@ func (l *loop) run(ctx context.Context) {
 			continue
 		}
 		err := l.pass(ctx, w)
+		for err != nil && ctx.Err() == nil && l.setAside(err) {
+			err = l.pass(ctx, w)
+		}
 		if err != nil && ctx.Err() == nil {
 			retry.Reset(retryAfter)
 		}
@@ -170,7 +180,7 @@ func (l *loop) pass(ctx context.Context, w wish) error {
 	before, failed := l.last, l.failure != nil
 	l.state.Unlock()
 
-	delta := l.compile(before, now)
+	delta := l.compile(now)
 	learn := w.readAll || before == nil
 	switch {
 	case w.readAll || failed || before == nil:
@@ -228,12 +238,16 @@ func (l *loop) repairing(drift int) {
 	}
 }
 
-// compile replaces what differs between two Worlds. A pass that failed after compiling loses nothing:
-// the next one reads the table back. An owner that cannot be compiled has no flows, and is named.
-func (l *loop) compile(before, now *flows.World) flows.Delta {
+// compile replaces what differs from the World that was compiled last. A pass that failed after compiling loses
+// nothing: the next one reads the table back. An owner that cannot be compiled has no flows, and is named.
+func (l *loop) compile(now *flows.World) flows.Delta {
 	wanted := map[flows.Owner][]flows.Flow{}
 	refused := map[flows.Owner]error{}
-	for _, o := range flows.Changed(before, now) {
+	l.state.Lock()
+	owners := append(flows.Changed(l.compiled, now), slices.Collect(maps.Keys(l.again))...)
+	clear(l.again)
+	l.state.Unlock()
+	for _, o := range owners {
 		fs, err := flows.Compile(now, o)
 		if err != nil {
 			refused[o] = err
@@ -245,7 +259,9 @@ func (l *loop) compile(before, now *flows.World) flows.Delta {
 	defer l.state.Unlock()
 	for o := range wanted {
 		delete(l.refused, o)
+		delete(l.without, o)
 	}
+	l.compiled = now
 	maps.Copy(l.refused, refused)
 	delta, err := l.desired.Replace(wanted)
 	if err != nil {

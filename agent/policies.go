@@ -25,12 +25,14 @@ type policies struct {
 	pending map[source.Key]bool
 	news    chan struct{} // closed, and another one made, whenever a pod has changed
 
+	refusals *refusals
+
 	work  sync.Mutex // guards what follows
 	index *policy.Index
 }
 
 func newPolicies(log logrus.FieldLogger) *policies {
-	return &policies{log: log, pending: map[source.Key]bool{}, news: make(chan struct{}), index: policy.NewIndex()}
+	return &policies{log: log, pending: map[source.Key]bool{}, news: make(chan struct{}), refusals: newRefusals(time.Now), index: policy.NewIndex()}
 }
 
 // follow says where objects come from. A directory of manifests may do without Pods.
@@ -59,7 +61,7 @@ func (p *policies) update(pods map[flows.Owner][]flows.Attachment) *flows.Policy
 	p.work.Lock()
 	defer p.work.Unlock()
 	for key := range pending {
-		source.Tell(p.index, key, p.source.Get(key))
+		source.Tell(p.index, key, p.refusals.of(policyOwner(key), p.source.Get(key)))
 	}
 	local := map[string]policy.Local{}
 	for _, list := range pods {
@@ -109,4 +111,23 @@ func (p *policies) waitFor(ctx context.Context, namespace, pod, uid string) erro
 				uid, knownWithin, ctx.Err())
 		}
 	}
+}
+
+// refuse takes a policy out of force because Open vSwitch would not take a flow of it; false if it is already.
+func (p *policies) refuse(owner, reason string) bool {
+	key := policyRef(owner).Key
+	if !p.refusals.add(owner, p.source.Get(key), reason) {
+		return false
+	}
+	p.note(key)
+	return true
+}
+
+// tryAgain puts policies that were refused a while ago back in force; false if there are none.
+func (p *policies) tryAgain() bool {
+	due := p.refusals.due()
+	for _, owner := range due {
+		p.note(policyRef(owner).Key)
+	}
+	return len(due) > 0
 }

@@ -41,3 +41,14 @@ func policyRef(owner string) source.Ref {
 	}
 	return source.Ref{Key: source.Key{Kind: "ClusterNetworkPolicy", Name: words[len(words)-1]}}
 }
+
+// policyOwner is the other way round; empty for an object that is no policy.
+func policyOwner(key source.Key) string {
+	switch key.Kind {
+	case "NetworkPolicy":
+		return "networkpolicy/" + key.Namespace + "/" + key.Name
+	case "ClusterNetworkPolicy":
+		return "clusternetworkpolicy/" + key.Name
+	}
+	return ""
+}

@@ -116,6 +116,11 @@ func (a *Agent) collect(ctx context.Context, b *bytes.Buffer) error {
 		}
 		return asJSON(world)
 	})
+	add(inspect.FileObjects, func(context.Context) (string, error) {
+		objects, err := a.objects()
+		text, failed := json.Marshal(objects) // there may be many
+		return string(text), cmp.Or(err, failed)
+	})
 	add(inspect.FileFlows, func(ctx context.Context) (string, error) { return sw.Dump(ctx) })
 	add(inspect.FileGroups, sw.Groups)
 	add("manifests.yaml", func(context.Context) (string, error) { return manifests(world) })

@@ -3,6 +3,7 @@ package flows
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -92,6 +93,12 @@ type Attachment struct {
 // Owner names the object on whose behalf a flow exists: kind/namespace/name[/part] for namespaced
 // kinds, kind/name[/part] for others, or the single word "pipeline" for the flows that every bridge has.
 type Owner string
+
+// Kind is the kind of the object, in small letters.
+func (o Owner) Kind() string {
+	kind, _, _ := strings.Cut(string(o), "/")
+	return kind
+}
 
 // Pipeline owns what does not depend on any object.
 const Pipeline Owner = "pipeline"

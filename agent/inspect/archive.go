@@ -23,8 +23,10 @@ const (
 	FileMeta   = "meta.json"
 	FileStatus = "status.json"
 	FileWorld  = "world.json"
-	FileFlows  = "flows.txt"
-	FileGroups = "groups.txt"
+	// FileObjects has what policies depend on, see package preview.
+	FileObjects = "objects.json"
+	FileFlows   = "flows.txt"
+	FileGroups  = "groups.txt"
 )
 
 // archiveDir is the one directory of a report.
@@ -139,6 +141,9 @@ func (a *Archive) part(name string) ([]byte, error) {
 
 // Status is the answer of `twill status` at the time of the report, as JSON.
 func (a *Archive) Status() ([]byte, error) { return a.part(FileStatus) }
+
+// Objects are the cluster's Pods, Namespaces, Nodes and policies at the time of the report, as JSON.
+func (a *Archive) Objects() ([]byte, error) { return a.part(FileObjects) }
 
 // Subject is the node as the report has it. Packets are traced on a bridge of the same flows, see Simulate.
 func (a *Archive) Subject(x ovs.Executor) (*Subject, error) {

@@ -2,6 +2,7 @@ package source
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	kjson "k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
@@ -51,22 +53,32 @@ type decoder struct {
 	name  string
 	kinds []kind
 	last  content
+	// namespace is that of objects which name none; empty means "default", as for kubectl.
+	namespace string
 	content
 }
 
 // decode reads the file called name. An error is always a *fault.
 func decode(name string, data []byte, kinds []kind, last content) (content, error) {
-	documents, err := split(name, data)
-	if err != nil {
+	d := &decoder{name: name, kinds: kinds, last: last}
+	if err := d.file(data); err != nil {
 		return content{}, err
 	}
-	d := &decoder{name: name, kinds: kinds, last: last}
+	return d.content, nil
+}
+
+// file takes all objects of a file. An error is always a *fault.
+func (d *decoder) file(data []byte) error {
+	documents, err := split(d.name, data)
+	if err != nil {
+		return err
+	}
 	for _, doc := range documents {
 		if err := d.object(doc, "", schema.GroupVersionKind{}); err != nil {
-			return content{}, &fault{doc.line, err.Error()}
+			return &fault{doc.line, err.Error()}
 		}
 	}
-	return d.content, nil
+	return nil
 }
 
 // object takes one object, or all of a list. within says where in the document it stands. implied is
@@ -114,7 +126,7 @@ func (d *decoder) object(doc document, within string, implied schema.GroupVersio
 			}
 			key := Key{Kind: k.Kind, Name: head.Metadata.Name}
 			if k.namespaced {
-				key.Namespace = head.Metadata.Namespace
+				key.Namespace = cmp.Or(head.Metadata.Namespace, d.namespace, metav1.NamespaceDefault)
 			}
 			d.define(k, key, doc, within)
 			return nil

@@ -28,6 +28,8 @@ func main() {
 const (
 	exitFailure = 1
 	exitDropped = 3 // why: the packet does not arrive
+	exitOpens   = 4 // policy preview: something more would be allowed
+	exitCloses  = 5 // policy preview: something that passes would be dropped
 )
 
 // run is the whole program, under the name that it was called by.
@@ -37,11 +39,17 @@ func run(ctx context.Context, name string, args []string, stdout, stderr io.Writ
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	var changes errChanges
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &errDropped{}):
 		return exitDropped
+	case errors.As(err, &changes):
+		if changes.closes {
+			return exitCloses
+		}
+		return exitOpens
 	}
 	fmt.Fprintf(stderr, "%s: %v\n", root.CommandPath(), err)
 	return exitFailure
@@ -58,7 +66,7 @@ func rootCommand(name string) *cobra.Command {
 		SilenceErrors: true,
 		Version:       version,
 	}
-	root.AddCommand(statusCommand(), flowsCommand(), traceCommand(), whyCommand(), dropsCommand(), verifyCommand(), reportCommand(), askCommand())
+	root.AddCommand(statusCommand(), flowsCommand(), traceCommand(), whyCommand(), dropsCommand(), policyCommand(), verifyCommand(), reportCommand(), askCommand())
 	if name == pluginName {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl twill"}
 		return root

@@ -18,6 +18,8 @@ import (
 // offline answers without an agent, from a report or from a flow dump beside manifests.
 type offline struct {
 	bundle, dump, manifests, node string
+	// objectsOnly is for questions about objects, which need no flows.
+	objectsOnly bool
 }
 
 func (o *offline) flags(cmd *cobra.Command) {
@@ -28,16 +30,20 @@ func (o *offline) flags(cmd *cobra.Command) {
 	f.StringVar(&o.node, "as-node", "", "node that --dump is of; empty finds it by its addresses")
 }
 
-func (o *offline) used() bool { return o.bundle != "" || o.dump != "" }
+func (o *offline) used() bool {
+	return o.bundle != "" || o.dump != "" || o.objectsOnly && o.manifests != ""
+}
 
 // check refuses half an order.
 func (o *offline) check() error {
 	switch {
+	case o.objectsOnly && o.dump != "":
+		return errors.New("--dump says nothing about policies: use --manifests alone, or --bundle")
 	case o.bundle != "" && (o.dump != "" || o.manifests != ""):
 		return errors.New("--bundle has all that is needed: leave --dump and --manifests away")
 	case o.dump != "" && o.manifests == "":
 		return errors.New("--dump needs --manifests: without the objects no flow has a name (`kubectl get nodes,pods -A -o yaml > DIR/cluster.yaml`)")
-	case o.dump == "" && o.manifests != "":
+	case o.dump == "" && o.manifests != "" && !o.objectsOnly:
 		return errors.New("--manifests needs --dump: which flows shall be explained?")
 	}
 	return nil
@@ -45,6 +51,9 @@ func (o *offline) check() error {
 
 // way answers in this process.
 func (o *offline) way(ctx context.Context, _ string) (http.RoundTripper, error) {
+	if o.objectsOnly {
+		return o.objects()
+	}
 	mux := http.NewServeMux()
 	subject, err := o.subject(ctx, mux)
 	if err != nil {
@@ -69,14 +78,9 @@ func (o *offline) subject(ctx context.Context, mux *http.ServeMux) (*inspect.Sub
 		}
 		return s, nil
 	}
-	f, err := os.Open(o.bundle)
+	a, err := o.archive()
 	if err != nil {
-		return nil, fmt.Errorf("--bundle: %w", err)
-	}
-	defer f.Close()
-	a, err := inspect.ReadArchive(f)
-	if err != nil {
-		return nil, fmt.Errorf("--bundle %s: %w", o.bundle, err)
+		return nil, err
 	}
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		data, err := a.Status()
@@ -91,6 +95,20 @@ func (o *offline) subject(ctx context.Context, mux *http.ServeMux) (*inspect.Sub
 		return nil, fmt.Errorf("--bundle %s: %w", o.bundle, err)
 	}
 	return s, nil
+}
+
+// archive reads the report.
+func (o *offline) archive() (*inspect.Archive, error) {
+	f, err := os.Open(o.bundle)
+	if err != nil {
+		return nil, fmt.Errorf("--bundle: %w", err)
+	}
+	defer f.Close()
+	a, err := inspect.ReadArchive(f)
+	if err != nil {
+		return nil, fmt.Errorf("--bundle %s: %w", o.bundle, err)
+	}
+	return a, nil
 }
 
 func readAll(path string) (string, error) {
