@@ -36,7 +36,7 @@ type kube struct {
 const (
 	agentSelector  = "app.kubernetes.io/name=twill,app.kubernetes.io/component=agent"
 	agentContainer = "agent"
-	agentNamespace = "kube-system"
+	agentNamespace = "twill-system"
 )
 
 func (k *kube) flags(cmd *cobra.Command) {

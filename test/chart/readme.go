@@ -23,8 +23,9 @@ const readmeHead = `<!-- Made from values.yaml by ` + "`make chart`" + `; edit t
     helm install twill charts/twill --namespace twill-system --create-namespace --set apiServer=https://ADDRESS:6443
 
 The controller manager must allocate podCIDRs (` + "`--allocate-node-cidrs --cluster-cidr=…`" + `). apiServer may stay empty where
-kube-proxy, or whatever else is not Twill, serves the Service kubernetes. Helm 3 and 4 install it. Without Helm: ` + "`kubectl apply -f deploy/twill.yaml`" + `, which is the chart with its default values and the
-namespace twill-system. [docs/kubernetes.md](../../docs/kubernetes.md) says what it installs and what it is allowed to do.
+kube-proxy, or whatever else is not Twill, serves the Service kubernetes (serviceProxy=off). Helm 3 and 4 install it. Without Helm: ` + "`kubectl apply -f deploy/twill.yaml`" + `, which is the
+chart with its default values and the namespace twill-system; set server: in its ConfigMap before.
+[docs/kubernetes.md](../../docs/kubernetes.md) says what it installs and what it is allowed to do.
 
 ## Values
 

@@ -8,8 +8,9 @@ import (
 )
 
 const manifestHead = `# Twill for kubectl apply: the chart charts/twill with its default values. Made by ` + "`make chart`" + `; edit the chart.
-# The agents reach the API server through the Service kubernetes, so kube-proxy or the like must run; else set server:
-# in the ConfigMap. Before kubectl delete, drain the nodes and run twill uninstall on each.
+# Before kubectl apply, set server: in the ConfigMap to https://ADDRESS:6443 of the API server: the agents serve Services,
+# which is what its address in the cluster is. Or let kube-proxy run, and set service-proxy: "off". Before kubectl delete,
+# drain the nodes and run twill uninstall on each.
 apiVersion: v1
 kind: Namespace
 metadata:

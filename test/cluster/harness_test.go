@@ -10,10 +10,6 @@ import (
 	"time"
 )
 
-// servicesByKubeProxy is who serves Services in these tests, Twill itself when it is false, nothing else of them
-// runs on the nodes, and everything else here stays as it is.
-const servicesByKubeProxy = true
-
 func TestMain(m *testing.M) {
 	Hold()
 	os.Exit(m.Run())
@@ -33,12 +29,13 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// up starts a cluster that goes away with the test; if the test has failed, with the ends of its logs.
+// up starts a cluster that goes away with the test; if the test has failed, with the ends of its logs. KUBE_PROXY in
+// the environment has kube-proxy serve Services there, and not Twill.
 func up(t *testing.T, o Options) *Cluster {
 	t.Helper()
 	var err error
 	o.Log = t.Logf
-	o.KubeProxy = servicesByKubeProxy
+	o.KubeProxy = o.KubeProxy || os.Getenv("KUBE_PROXY") != ""
 	o.Programs, err = Build(t.Context(), checkout(t), t.Logf)
 	must(t, err)
 	began := time.Now()

@@ -46,9 +46,13 @@ func TestSmoke(t *testing.T) {
 		}},
 		{"pods reach each other", func(t *testing.T) { podsReachEachOther(t, c, root) }},
 		{"names and Services", func(t *testing.T) { namesAndServices(t, c) }},
+		{"NodePorts", func(t *testing.T) { nodePort(t, c) }},
+		{"an operator's tools answer", func(t *testing.T) { buildPlugin(t, c); tools(t, c) }},
+		{"policies", func(t *testing.T) { policies(t, c, root) }},
 		{"a crowd comes and goes", func(t *testing.T) { crowd(t, c, 20) }},
 		{"a roll of the agents loses no packet", func(t *testing.T) { roll(t, c) }},
 		{"the roles allow what is asked for and no more", func(t *testing.T) { roles(t, c) }},
+		{"the roles are documented", func(t *testing.T) { documentedRoles(t, c, root) }},
 		{"uninstalled, nothing is left", func(t *testing.T) { uninstall(t, c) }},
 	}
 	for _, s := range steps {
@@ -109,39 +113,6 @@ func podsOf(t *testing.T, c *Cluster, label string) []Pod {
 		t.Fatalf("%s: %d pods, want %d", label, len(pods), len(c.Nodes))
 	}
 	return pods
-}
-
-func namesAndServices(t *testing.T, c *Cluster) {
-	ctx := t.Context()
-	ips, err := c.Kubectl(ctx, "get", "service", "web", "-o", "jsonpath={.spec.clusterIPs[*]}")
-	must(t, err)
-	for _, from := range podsOf(t, c, "app=client") {
-		must(t, Eventually(ctx, 30*time.Second, func(ctx context.Context) error {
-			out, err := c.Exec(ctx, from.Name, "nslookup", "web.default.svc.cluster.local")
-			if err != nil {
-				return err
-			}
-			for ip := range strings.FieldsSeq(ips) {
-				if !strings.Contains(out, ip) {
-					return fmt.Errorf("%s: nslookup has no %s: %s", from.Node, ip, out)
-				}
-			}
-			return nil
-		}))
-		var said []string
-		for ip := range strings.FieldsSeq(ips) {
-			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 80).String() + "/hostname"
-			out, err := c.Exec(ctx, from.Name, "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do timeout 5 wget -qO- "+url+" || echo FAILED; done")
-			if err != nil || strings.Contains(out, "FAILED") || len(strings.Fields(out)) != 8 {
-				t.Errorf("%s: %s, eight times: %q, %v", from.Node, url, out, err)
-			}
-			said = append(said, strings.Fields(out)...)
-		}
-		slices.Sort(said)
-		if backends := slices.Compact(said); len(backends) != len(c.Nodes) {
-			t.Errorf("%s: the Service led to %v, want all of %d pods", from.Node, backends, len(c.Nodes))
-		}
-	}
 }
 
 // crowd scales a Deployment up and down again.
@@ -231,38 +202,6 @@ func roll(t *testing.T, c *Cluster) {
 	t.Logf("%s of %s packets arrived", found[2], found[1])
 	if found[1] != found[2] || len(found[1]) < 2 {
 		t.Errorf("%s packets sent, %s came back", found[1], found[2])
-	}
-}
-
-// roles compares what the agents have asked the API server for with what the chart lets them.
-func roles(t *testing.T, c *Cluster) {
-	ctx := t.Context()
-	requests, err := c.Requests()
-	must(t, err)
-	if len(requests) == 0 {
-		t.Fatal("the audit log has no request of an agent")
-	}
-	asked := map[string]bool{}
-	for r, times := range requests {
-		if !r.Allowed {
-			t.Errorf("refused %d times: %+v", times, r)
-		}
-		asked[r.Verb+" "+r.Group+"/"+r.Resource] = true
-	}
-	granted, err := c.Granted(ctx)
-	must(t, err)
-	for _, g := range granted {
-		if !asked[g] && !slices.Contains(rarelyUsed(), g) {
-			t.Errorf("the roles allow %q, which no agent has asked for", g)
-		}
-	}
-}
-
-// rarelyUsed are rights that a short run need not use, each with its use.
-func rarelyUsed() []string {
-	return []string{
-		"patch /events",  // an Event that repeats
-		"create /events", // one that is new
 	}
 }
 

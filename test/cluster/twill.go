@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -111,72 +110,6 @@ func (n *Node) Attachments(ctx context.Context) (ports, veths int, err error) {
 	}
 	_, err = fmt.Sscan(out, &ports, &veths)
 	return ports, veths, err
-}
-
-// Request is something that a service account asked the API server for.
-type Request struct {
-	Verb, Group, Resource, Namespace string
-	// Allowed is false if the server refused it.
-	Allowed bool
-}
-
-// Requests are the different ones that the agent's service account has made so far.
-func (c *Cluster) Requests() (map[Request]int, error) {
-	file, err := os.ReadFile(c.AuditLog())
-	if err != nil {
-		return nil, err
-	}
-	requests := map[Request]int{}
-	for line := range strings.Lines(string(file)) {
-		var e struct {
-			Verb        string
-			User        struct{ Username string }
-			ObjectRef   *struct{ Resource, Subresource, APIGroup, Namespace string }
-			Annotations map[string]string
-		}
-		if err := json.Unmarshal([]byte(line), &e); err != nil {
-			continue // the last line may be half written
-		}
-		if e.ObjectRef == nil || e.User.Username != "system:serviceaccount:"+TwillNamespace+":twill-agent" {
-			continue
-		}
-		r := Request{Verb: e.Verb, Group: e.ObjectRef.APIGroup, Resource: e.ObjectRef.Resource, Namespace: e.ObjectRef.Namespace,
-			Allowed: e.Annotations["authorization.k8s.io/decision"] == "allow"}
-		if e.ObjectRef.Subresource != "" {
-			r.Resource += "/" + e.ObjectRef.Subresource
-		}
-		requests[r]++
-	}
-	return requests, nil
-}
-
-// Granted is what the chart's roles let the agent do: "VERB GROUP/RESOURCE".
-func (c *Cluster) Granted(ctx context.Context) ([]string, error) {
-	out, err := c.Kubectl(ctx, "get", "clusterroles,roles", "-A", "-l", "app.kubernetes.io/name=twill,app.kubernetes.io/component!=cleanup", "-o", "json")
-	if err != nil {
-		return nil, err
-	}
-	var list struct {
-		Items []struct {
-			Rules []struct{ APIGroups, Resources, Verbs []string }
-		}
-	}
-	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		return nil, err
-	}
-	var granted []string
-	for _, role := range list.Items {
-		for _, rule := range role.Rules {
-			for _, group := range rule.APIGroups {
-				for _, resource := range rule.Resources {
-					for _, verb := range rule.Verbs {
-						granted = append(granted, verb+" "+group+"/"+resource)
-					}
-				}
-			}
-		}
-	}
-	return granted, nil
 }
 
 // Describe is what somebody would look at first when something does not work.

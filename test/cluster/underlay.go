@@ -43,14 +43,16 @@ func (c *Cluster) addUnderlay(ctx context.Context) error {
 	); err != nil {
 		return err
 	}
+	if err := finishChecksums(ctx, underlay, "br0"); err != nil {
+		return err
+	}
 	if err := c.plug(ctx, control, "cp"); err != nil {
 		return err
 	}
 	return ip(ctx, control, configure("eth0", controlPlaneIP, "2001:db8:100::10")...)
 }
 
-// plug gives the namespace an eth0 on the underlay. Checksums are computed at once: userspace Open vSwitch would
-// pass unfinished ones on.
+// plug gives the namespace an eth0 on the underlay.
 func (c *Cluster) plug(ctx context.Context, namespace, port string) error {
 	underlay := c.namespace("net")
 	if err := ip(ctx, "", fmt.Sprintf("link add %s netns %s type veth peer name eth0 netns %s", port, underlay, namespace)); err != nil {
@@ -59,10 +61,16 @@ func (c *Cluster) plug(ctx context.Context, namespace, port string) error {
 	if err := ip(ctx, underlay, fmt.Sprintf("link set %s addrgenmode none master br0 up", port)); err != nil {
 		return err
 	}
-	if err := run(ctx, "", "nsenter", "--net="+netnsPath(namespace), "ethtool", "-K", "eth0", "tx", "off"); err != nil {
+	if err := finishChecksums(ctx, namespace, "eth0"); err != nil {
 		return err
 	}
 	return ip(ctx, namespace, "link set lo up", "link set eth0 addrgenmode none up")
+}
+
+// finishChecksums has the checksums of what is sent by a link computed at once: userspace Open vSwitch passes unfinished
+// ones on, and connection tracking of the node that gets them takes no such packet for the first of a connection.
+func finishChecksums(ctx context.Context, namespace, link string) error {
+	return run(ctx, "", "nsenter", "--net="+netnsPath(namespace), "ethtool", "-K", link, "tx", "off")
 }
 
 // configure is what a host's network configuration does at boot. Without a default route the addresses of

@@ -1,6 +1,6 @@
 // Command run starts a real Kubernetes on this machine with Twill in it, to look at.
 //
-//	go run ./test/cluster/run [--nodes 2] [--ovs host|daemonset] [--dual-stack] [--empty]
+//	go run ./test/cluster/run [--nodes 2] [--ovs host|daemonset] [--dual-stack] [--kube-proxy] [--empty]
 //
 // It stays until Ctrl-C, prints how to enter the cluster, and removes everything then. `run --down` removes what a
 // killed one left; `run --build` only builds what is needed.
@@ -34,7 +34,7 @@ func run(ctx context.Context) (err error) {
 	flag.StringVar(&o.Name, "name", "run", "name of the cluster")
 	flag.IntVar(&o.Nodes, "nodes", 2, "how many nodes")
 	flag.BoolVar(&o.DualStack, "dual-stack", true, "IPv6 beside IPv4")
-	flag.BoolVar(&o.KubeProxy, "kube-proxy", true, "run kube-proxy")
+	flag.BoolVar(&o.KubeProxy, "kube-proxy", false, "let kube-proxy serve Services, in place of Twill")
 	ovs := flag.String("ovs", string(cluster.OVSHost), "where Open vSwitch runs: host or daemonset")
 	checkout := flag.String("checkout", ".", "root of the repository")
 	empty := flag.Bool("empty", false, "do not install Twill")
