@@ -20,6 +20,7 @@ func (a *Agent) subject() *inspect.Subject {
 			a.loop.view(func(d *flows.Desired, w *flows.World, _ Applied) { read(d, w) })
 		},
 		Installed: a.loop.bridge.Flows,
+		Groups:    a.loop.bridge.Groups,
 		Tracer: func(context.Context) (inspect.Tracer, error) {
 			d, err := a.daemon.current()
 			if err != nil {

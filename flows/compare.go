@@ -110,3 +110,52 @@ func (l Live) against(f Flow) string {
 	}
 	return strings.Join(parts, "; ")
 }
+
+// CompareGroups is Compare for groups, by number.
+func (d *Desired) CompareGroups(live []LiveGroup) []Difference {
+	var out []Difference
+	seen := map[GroupID]bool{}
+	for _, l := range live {
+		seen[l.ID] = true
+		switch u, wanted := d.groups.uses[l.ID]; {
+		case !wanted:
+			out = append(out, Difference{Kind: Foreign, Live: l.Text, What: "no object here asks for this group"})
+		case l.Text != u.group.String() && l.Text != d.groups.dialect[l.ID]:
+			out = append(out, Difference{Kind: Altered, Owner: u.group.Owner, Wanted: u.group.String(), Live: l.Text, What: u.group.against(l)})
+		}
+	}
+	for _, g := range d.Groups() {
+		if !seen[g.ID] {
+			out = append(out, Difference{Kind: Missing, Owner: g.Owner, Wanted: g.String(), What: fmt.Sprintf("group %d is not on the switch", g.ID)})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Difference) int {
+		return cmp.Or(strings.Compare(string(a.Owner), string(b.Owner)), strings.Compare(cmp.Or(a.Wanted, a.Live), cmp.Or(b.Wanted, b.Live)))
+	})
+	return out
+}
+
+// against says in which buckets a live group is not the wanted one.
+func (g *Group) against(l LiveGroup) string {
+	head := func(text string) string { h, _, _ := strings.Cut(text, ",bucket="); return h }
+	buckets := func(text string) []string { return strings.Split(text, ",bucket=")[1:] }
+	var parts []string
+	if h := head(g.String()); head(l.Text) != h {
+		parts = append(parts, fmt.Sprintf("it is %q, wanted %q", head(l.Text), h))
+	}
+	wanted, live := buckets(g.String()), buckets(l.Text)
+	for _, b := range wanted {
+		if !slices.Contains(live, b) {
+			parts = append(parts, "the bucket "+b+" is missing")
+		}
+	}
+	for _, b := range live {
+		if !slices.Contains(wanted, b) {
+			parts = append(parts, "the bucket "+b+" should not be there")
+		}
+	}
+	if len(parts) == 0 {
+		return "the order of its buckets is another"
+	}
+	return strings.Join(parts, "; ")
+}

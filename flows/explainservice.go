@@ -144,13 +144,7 @@ func (n *Names) bucketWords(a Action) string {
 	case field == "reg4":
 		return "at port " + decimal(value)
 	case field == "xxreg2":
-		hex := strings.Repeat("0", 32) + strings.TrimPrefix(value, "0x")
-		var b [16]byte
-		for i := range b {
-			v, _ := strconv.ParseUint(hex[len(hex)-32+2*i:len(hex)-30+2*i], 16, 8)
-			b[i] = byte(v)
-		}
-		return "whose endpoint is " + n.Address(netip.AddrFrom16(b).String())
+		return "whose endpoint is " + n.Address(fromHex(value, 16).String())
 	}
 	return n.actionWords(Service, a)
 }

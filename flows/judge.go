@@ -21,6 +21,8 @@ type Decision struct {
 	// Owner is the rule that decided, or the pod whose isolation did; empty where no policy has a say.
 	Owner     Owner
 	Direction Direction
+	// Closed is true where something about the pod or its policies is not known.
+	Closed bool
 	// Words say it in a sentence.
 	Words string
 }
@@ -121,7 +123,7 @@ func (j *Judge) Decide(t Tuple) Decision {
 func (j *Judge) direction(d Direction, pod Attachment, i *Isolation, t Tuple, peer netip.Addr) Decision {
 	who := podName(pod)
 	if i.Closed != "" {
-		return Decision{Owner: pod.Owner(), Direction: d, Words: fmt.Sprintf("%s is closed: %s", who, i.Closed)}
+		return Decision{Owner: pod.Owner(), Direction: d, Closed: true, Words: fmt.Sprintf("%s is closed: %s", who, i.Closed)}
 	}
 	isolating := i.Ingress
 	if d == Egress {

@@ -16,6 +16,8 @@ type Trace struct {
 	Megaflow, Datapath string
 	// Final is the packet as it left the pipeline, or "unchanged".
 	Final string
+	// Stages are the packet as it came in, and as it came back from each look into connection tracking.
+	Stages []Match
 }
 
 // Step is one table the packet went through. Cookie is zero where no flow matched.
@@ -25,8 +27,13 @@ type Step struct {
 	Priority uint16
 	Cookie   uint64
 	Actions  []string
+	// Picks are the buckets that groups of this step chose, an outer group's before that of its part.
+	Picks []Picked
 
-	indent int
+	indent       int
+	aside        bool     // only for packets above the MTU
+	own          []string // Actions without those of buckets
+	bucketIndent int      // of the bucket whose actions are being read; 0 outside of one
 }
 
 // stepLine is how ofproto/trace introduces a table: " 0. in_port=1, priority 100, cookie 0x12".
@@ -35,16 +42,20 @@ var stepTail = regexp.MustCompile(`^(.*?)(?:, )?priority (\d+)(?:, cookie (0x[0-
 
 // ParseTrace reads the output of `ovs-appctl ofproto/trace` (ovs-vswitchd(8)) for one bridge. Steps in other
 // bridges, into which a userspace datapath follows the tunnel, are left out. The error says which part is
-// missing and repeats what OVS said instead.
+// missing and repeats what OVS said instead. Where the packet goes through connection tracking, megaflow and datapath actions
+// are those of what comes last; Final is never "unchanged" then.
 func ParseTrace(text, bridge string) (Trace, error) {
 	var t Trace
-	ours := true
+	ours, large := true, false
 	for _, line := range strings.Split(text, "\n") {
 		switch {
+		case strings.HasPrefix(line, "Flow: "):
+			large = t.stage(strings.TrimPrefix(line, "Flow: ")) // the way of a packet above the MTU is told up to here
+		case large:
 		case strings.HasPrefix(line, "bridge(\""):
 			ours = line == fmt.Sprintf("bridge(%q)", bridge)
 		case strings.HasPrefix(line, "Final flow: "):
-			t.Final = strings.TrimPrefix(line, "Final flow: ")
+			t.Final = t.final(strings.TrimPrefix(line, "Final flow: "))
 		case strings.HasPrefix(line, "Megaflow: "):
 			t.Megaflow = strings.TrimPrefix(line, "Megaflow: ")
 		case strings.HasPrefix(line, "Datapath actions: "):
@@ -52,6 +63,9 @@ func ParseTrace(text, bridge string) (Trace, error) {
 		case ours:
 			t.step(line)
 		}
+	}
+	for i := range t.Steps {
+		t.Steps[i].bucketIndent = 0
 	}
 	if t.Datapath == "" || len(t.Steps) == 0 {
 		return t, fmt.Errorf("ofproto/trace gave no datapath actions; OVS said: %s", strings.TrimSpace(text))
@@ -66,7 +80,7 @@ func (t *Trace) step(line string) {
 		if err != nil {
 			return
 		}
-		s := Step{Table: Table(table), Match: m[2], indent: indent}
+		s := Step{Table: Table(table), Match: m[2], indent: indent, aside: t.beside(indent)}
 		if tail := stepTail.FindStringSubmatch(m[2]); tail != nil {
 			s.Match = tail[1]
 			p, _ := strconv.ParseUint(tail[2], 10, 16)
@@ -82,7 +96,7 @@ func (t *Trace) step(line string) {
 	// check_pkt_larger is followed by the whole way of a large packet, indented, before the step goes on.
 	for i := len(t.Steps) - 1; i >= 0; i-- {
 		if t.Steps[i].indent < indent {
-			t.Steps[i].Actions = append(t.Steps[i].Actions, strings.TrimSpace(line))
+			t.Steps[i].did(indent, strings.TrimSpace(line))
 			return
 		}
 	}
@@ -150,17 +164,14 @@ func (t Trace) Answered() bool {
 
 // Aside is true for a step that only a packet above the MTU takes: ofproto/trace indents those below the
 // check_pkt_larger that divides the packets.
-func (s Step) Aside() bool { return s.indent >= asideIndent }
-
-// asideIndent is what ofproto/trace puts before each line that it nests.
-const asideIndent = 4
+func (s Step) Aside() bool { return s.aside }
 
 // Did are the actions of the flow itself, without OVS's remarks about what they lead to.
 func (s Step) Did() Actions {
 	var out Actions
-	for _, a := range s.Actions {
-		if strings.HasPrefix(a, "->") || strings.HasPrefix(a, ">>") || a == "drop" {
-			continue
+	for _, a := range s.own {
+		if strings.HasPrefix(a, "->") || strings.HasPrefix(a, ">>") || a == "drop" || a == "nat" || strings.HasPrefix(a, "nat(") {
+			continue // nat is told once more behind its ct
 		}
 		verb, arg := a, ""
 		if i := strings.IndexAny(a, ":("); i >= 0 {

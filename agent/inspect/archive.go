@@ -188,6 +188,7 @@ func Saved(node, bridge string, w *flows.World, dump, groups string, x ovs.Execu
 		Node: node, Bridge: bridge,
 		View:      func(read func(*flows.Desired, *flows.World)) { read(d, w) },
 		Installed: func(context.Context) ([]ovs.Installed, error) { return installed, nil },
+		Groups:    func(context.Context) (string, error) { return groups, nil },
 		Tracer:    func(ctx context.Context) (Tracer, error) { return Simulate(ctx, x, bridge, installed, groups) },
 		Behind:    func() error { return errors.Join(failed, conflict) },
 	}, nil

@@ -114,9 +114,24 @@ func (n *node) become(w *flows.World) {
 // repair is the agent's audit.
 func (n *node) repair() {
 	n.t.Helper()
-	if d := n.desired.Diff(n.live()); !d.Empty() {
+	d := n.desired.Diff(n.live())
+	n.desired.DiffGroups(n.groups(), &d)
+	if !d.Empty() {
 		n.apply(d.Bundle())
 	}
+}
+
+func (n *node) groups() []flows.LiveGroup {
+	n.t.Helper()
+	text, err := n.sw.Groups(n.t.Context())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	list, err := flows.ParseGroups(text)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return list
 }
 
 func (n *node) apply(bundle string) {
@@ -140,6 +155,7 @@ func (n *node) subject() *inspect.Subject {
 		Node: "alpha", Bridge: bridgeName,
 		View:      func(read func(*flows.Desired, *flows.World)) { read(n.desired, n.world) },
 		Installed: n.sw.Flows,
+		Groups:    n.sw.Groups,
 		Tracer:    func(context.Context) (inspect.Tracer, error) { return n.ctrl, nil },
 		Behind:    func() error { return n.behind },
 	}

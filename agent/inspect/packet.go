@@ -13,12 +13,13 @@ import (
 // Question is the packet that an operator asks about, in the words of the command line.
 type Question struct {
 	// From is a pod of this node (NAMESPACE/NAME), "host" for the node itself, or "node/NAME" for what comes
-	// from that node through the tunnel. To is a pod of this node, "host", or an address.
+	// from that node through the tunnel. To is a pod of this node, "host", a Service (service/NAMESPACE/NAME, with
+	// :PORT behind it or not), or an address.
 	From, To string
 	// Source is the source address, needed for packets of the host and of other nodes. For a pod it replaces
 	// the pod's own, to see what would become of a spoofed packet.
 	Source string
-	// Proto is icmp (echo request), tcp, udp or sctp.
+	// Proto is icmp (echo request), tcp, udp or sctp. Empty is that of the Service's port, or icmp.
 	Proto string
 	// Port is the destination port, SourcePort the source port; 0 is no port.
 	Port, SourcePort uint16
@@ -26,6 +27,10 @@ type Question struct {
 	Size int
 	// Reply makes it a packet of an established connection, in the direction of the answer.
 	Reply bool
+	// Endpoint is the endpoint of the Service (ADDRESS:PORT) that the packet gets, empty for any.
+	Endpoint string
+	// Mark is what connection tracking knows of the connection's masquerade (ct_mark), for replies.
+	Mark uint32
 }
 
 // Query is the question as the query of a URL.
@@ -37,7 +42,10 @@ func (q Question) Query() url.Values {
 	if q.Reply {
 		v.Set("reply", "1")
 	}
-	for name, n := range map[string]int{"port": int(q.Port), "sport": int(q.SourcePort), "size": q.Size} {
+	if q.Endpoint != "" {
+		v.Set("endpoint", q.Endpoint)
+	}
+	for name, n := range map[string]int{"port": int(q.Port), "sport": int(q.SourcePort), "size": q.Size, "mark": int(q.Mark)} {
 		if n != 0 {
 			v.Set(name, strconv.Itoa(n))
 		}
@@ -47,7 +55,7 @@ func (q Question) Query() url.Values {
 
 // parseQuestion is the reverse of Query.
 func parseQuestion(v url.Values) (Question, error) {
-	q := Question{From: v.Get("from"), To: v.Get("to"), Source: v.Get("source"), Proto: v.Get("proto"), Reply: v.Get("reply") != ""}
+	q := Question{From: v.Get("from"), To: v.Get("to"), Source: v.Get("source"), Proto: v.Get("proto"), Reply: v.Get("reply") != "", Endpoint: v.Get("endpoint")}
 	for _, n := range []struct {
 		name string
 		bits int
@@ -56,6 +64,7 @@ func parseQuestion(v url.Values) (Question, error) {
 		{"port", 16, func(x uint64) { q.Port = uint16(x) }},
 		{"sport", 16, func(x uint64) { q.SourcePort = uint16(x) }},
 		{"size", 31, func(x uint64) { q.Size = int(x) }},
+		{"mark", 31, func(x uint64) { q.Mark = uint32(x) }},
 	} {
 		if text := v.Get(n.name); text != "" {
 			x, err := strconv.ParseUint(text, 10, n.bits)
@@ -78,6 +87,8 @@ type packet struct {
 	pod      *flows.Attachment // the sender, if it is a pod of this node
 	peer     *flows.Node       // the sender's node, if that is another one
 	entry    string            // how the packet enters, in the syntax of ofproto/trace
+	endpoint netip.AddrPort    // the one that a Service shall choose; not valid for any
+	meant    netip.Addr        // dst before the host translated a node port; not valid if it did not
 }
 
 // resolve finds the addresses and the port of a question.
@@ -85,9 +96,16 @@ func resolve(w *flows.World, q Question) (packet, error) {
 	p := packet{Question: q}
 	var err error
 	target := podNamed(w, q.To)
+	if strings.HasPrefix(q.To, servicePrefix) {
+		addresses, err := aim(w, &p.Question)
+		if err != nil {
+			return p, err
+		}
+		target = &flows.Attachment{Addresses: addresses}
+	}
 	p.dst, err = netip.ParseAddr(q.To)
 	if err != nil && target == nil && q.To != "host" {
-		return p, notFound{fmt.Errorf("TO %q is neither an address nor a pod of node %s (see `twill status pods`); give the address of a pod elsewhere", q.To, w.Node.Name)}
+		return p, notFound{fmt.Errorf("TO %q is neither an address nor a pod of node %s (see `twill status pods`) nor service/NAMESPACE/NAME; give the address of a pod elsewhere", q.To, w.Node.Name)}
 	}
 	if q.Source != "" {
 		if p.src, err = netip.ParseAddr(q.Source); err != nil {
@@ -109,6 +127,14 @@ func resolve(w *flows.World, q Question) (packet, error) {
 	}
 	if _, err := p.protocol(); err != nil {
 		return p, err
+	}
+	if q.Endpoint != "" {
+		if p.endpoint, err = netip.ParseAddrPort(q.Endpoint); err != nil {
+			return p, bad("--endpoint %q is no ADDRESS:PORT (an IPv6 address in brackets)", q.Endpoint)
+		}
+	}
+	if p.pod == nil && p.peer == nil && !p.Reply && ofHost(w.Node, p.dst) && atNodePort(w, p.Proto, p.Port) != nil {
+		p.meant, p.dst = p.dst, flows.NodePortAddress(p.dst.Is4()) // the host's nftables do that
 	}
 	return p, nil
 }
@@ -194,7 +220,11 @@ func (p packet) spec() string {
 	if p.dst.Is6() {
 		src, dst = "ipv6_src", "ipv6_dst"
 	}
-	return fmt.Sprintf("%s,dl_dst=%s,%s,%s=%s,%s=%s,nw_ttl=64", p.entry, flows.RouterMAC(), proto, src, p.src, dst, p.dst)
+	mark := ""
+	if p.Mark != 0 {
+		mark = fmt.Sprintf(",ct_mark=%#x", p.Mark)
+	}
+	return fmt.Sprintf("%s,dl_dst=%s,%s,%s=%s,%s=%s,nw_ttl=64"+mark, p.entry, flows.RouterMAC(), proto, src, p.src, dst, p.dst)
 }
 
 // protocol uses the names of fields that ofproto/trace takes in both families.
@@ -215,13 +245,17 @@ func (p packet) protocol() (string, error) {
 		if !v4 {
 			name += "6"
 		}
-		return fmt.Sprintf("%s,%s_src=%d,%s_dst=%d", name, p.Proto, p.SourcePort, p.Proto, p.Port), nil
+		begins := "" // the first packet of a connection, or the answer to it
+		if p.Proto == "tcp" {
+			begins = map[bool]string{false: ",tcp_flags=syn", true: ",tcp_flags=syn|ack"}[p.Reply]
+		}
+		return fmt.Sprintf("%s,%s_src=%d,%s_dst=%d%s", name, p.Proto, p.SourcePort, p.Proto, p.Port, begins), nil
 	}
 	return "", bad("--proto %q: use icmp, tcp, udp or sctp", p.Proto)
 }
 
 // words name the packet for a reader.
-func (p packet) words(names *flows.Names) string {
+func (p packet) words(w *flows.World, names *flows.Names) string {
 	what := "ICMP echo request"
 	switch {
 	case p.Proto == "icmp" || p.Proto == "":
@@ -233,5 +267,12 @@ func (p packet) words(names *flows.Names) string {
 	default:
 		what = fmt.Sprintf("%s to port %d", strings.ToUpper(p.Proto), p.Port)
 	}
-	return fmt.Sprintf("%s from %s to %s", what, names.Address(p.src.String()), names.Address(p.dst.String()))
+	to := names.Address(p.dst.String())
+	if service := serviceAt(w, p.dst); service != "" {
+		to = fmt.Sprintf("%s (%s)", p.dst, service)
+	}
+	if p.meant.IsValid() {
+		to = fmt.Sprintf("%s, which the host translates to %s", names.Address(p.meant.String()), to)
+	}
+	return fmt.Sprintf("%s from %s to %s", what, names.Address(p.src.String()), to)
 }

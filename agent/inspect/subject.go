@@ -21,6 +21,8 @@ type Subject struct {
 	View func(read func(*flows.Desired, *flows.World))
 	// Installed reads the flows of the bridge back.
 	Installed func(context.Context) ([]ovs.Installed, error)
+	// Groups reads the groups of the bridge back, as ovs-ofctl prints them.
+	Groups func(context.Context) (string, error)
 	// Tracer runs ofproto/trace; the error says what is missing for that.
 	Tracer func(context.Context) (Tracer, error)
 	// Behind says why the bridge may not yet hold what is wanted; nil if it is in step.
@@ -76,7 +78,8 @@ type Place struct {
 	OFPort    uint32       `json:"ofport,omitempty"`
 }
 
-// Locate finds a pod of this node by NAMESPACE/NAME, or a Node known here by "node/NAME".
+// Locate finds a pod of this node by NAMESPACE/NAME, a Node known here by "node/NAME", or by "service/NAMESPACE/NAME" an
+// endpoint of a Service that is ready: who that Service sends from.
 func (s *Subject) Locate(name string) (Place, error) {
 	w, err := s.world()
 	if err != nil {
@@ -92,10 +95,28 @@ func (s *Subject) Locate(name string) (Place, error) {
 		}
 		return Place{Node: n.Name, Here: node == w.Node.Name, Addresses: append(slices.Clone(n.Addresses), gateways(n)...)}, nil
 	}
+	if strings.HasPrefix(name, servicePrefix) {
+		return s.endpointOf(w, name)
+	}
 	if a := podNamed(w, name); a != nil {
 		return Place{Node: w.Node.Name, Here: true, Addresses: a.Addresses, OFPort: a.OFPort}, nil
 	}
 	return Place{}, notFound{fmt.Errorf("no pod %s is attached on node %s; see `twill status pods`", name, s.Node)}
+}
+
+func (s *Subject) endpointOf(w *flows.World, name string) (Place, error) {
+	ports := servicePorts(w, name)
+	if len(ports) == 0 {
+		return Place{}, notFound{fmt.Errorf("node %s knows no Service %s", s.Node, strings.TrimPrefix(name, servicePrefix))}
+	}
+	for _, p := range ports {
+		for _, e := range p.Endpoints {
+			if e.Ready && e.Node != "" {
+				return Place{Node: e.Node, Here: e.Node == w.Node.Name, Addresses: []netip.Addr{e.Address}}, nil
+			}
+		}
+	}
+	return Place{}, notFound{fmt.Errorf("no endpoint of Service %s is ready on a known node, so nobody sends for it", strings.TrimPrefix(name, servicePrefix))}
 }
 
 // notFound is a name that leads to nothing here; elsewhere it may.

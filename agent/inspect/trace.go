@@ -3,7 +3,9 @@ package inspect
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/twill-net/twill/flows"
@@ -20,6 +22,8 @@ type Step struct {
 	Drop flows.Reason `json:"drop,omitempty"`
 	// Large marks a step that only packets above the MTU take.
 	Large bool `json:"large,omitempty"`
+	// Choices are the endpoints among which the group of this step chooses.
+	Choices []Choice `json:"choices,omitempty"`
 }
 
 // Outcomes of a Verdict.
@@ -28,6 +32,7 @@ const (
 	Tunnelled = "tunnelled" // to another node
 	ToHost    = "host"      // to the host's own IP stack
 	Answered  = "answered"  // back to the sender, by the bridge itself
+	Rejected  = "rejected"  // to the host, which answers with a reset or an ICMP error: no endpoint
 	Dropped   = "dropped"
 	Lost      = "lost" // sent to a port that is no pod's, or nowhere
 )
@@ -60,6 +65,11 @@ type Trace struct {
 	Steps   []Step  `json:"steps"`
 	Verdict Verdict `json:"verdict"`
 	Next    *Next   `json:"next,omitempty"`
+	// Service is the port of a Service that the packet is for, Endpoint the one it was translated to.
+	Service  flows.Owner `json:"service,omitempty"`
+	Endpoint string      `json:"endpoint,omitempty"`
+	// Answer is the question for the answer to this packet.
+	Answer *Next `json:"answer,omitempty"`
 	// Datapath and Megaflow are as OVS prints them.
 	Datapath string `json:"datapathActions"`
 	Megaflow string `json:"megaflow"`
@@ -86,17 +96,12 @@ func (s *Subject) Trace(ctx context.Context, q Question) (Trace, error) {
 }
 
 func (s *Subject) trace(ctx context.Context, tracer Tracer, w *flows.World, p packet) (Trace, error) {
-	spec := p.spec()
-	text, err := tracer.Trace(ctx, s.Bridge, spec)
-	if err != nil {
-		return Trace{}, err
-	}
-	t, err := flows.ParseTrace(text, s.Bridge)
+	t, text, err := run(ctx, tracer, s.Bridge, w, p)
 	if err != nil {
 		return Trace{}, err
 	}
 	names := flows.NamesOf(w)
-	out := Trace{Node: s.Node, What: p.words(names), Packet: spec, Datapath: t.Datapath, Megaflow: t.Megaflow, Raw: text}
+	out := Trace{Node: s.Node, What: p.words(w, names), Packet: p.spec(), Datapath: t.Datapath, Megaflow: t.Megaflow, Raw: text}
 	suspect := false
 	s.View(func(d *flows.Desired, _ *flows.World) {
 		suspect = slices.ContainsFunc(t.Steps, func(x flows.Step) bool { return !x.Of(d) })
@@ -115,15 +120,52 @@ func (s *Subject) trace(ctx context.Context, tracer Tracer, w *flows.World, p pa
 		for _, x := range t.Steps {
 			out.Steps = append(out.Steps, step(d, names, x, live))
 		}
+		out.choose(d, w, names, t)
 	})
 	out.Verdict = judge(w, names, text, t, out.Steps)
-	out.Next = onward(w, p, t, out.Verdict)
+	out.Next, out.Answer = onward(w, p, t, out.Verdict), answer(w, p, t, out.Verdict)
+	for _, x := range out.Steps {
+		if which := position(x.Choices); which != "" {
+			out.Verdict.Sentence += " (" + which + ")"
+		}
+	}
 	return out, nil
+}
+
+// choose says among which endpoints groups chose. A bucket that is not as it was compiled is an altered step.
+func (out *Trace) choose(d *flows.Desired, w *flows.World, names *flows.Names, t flows.Trace) {
+	to, translated := t.Translated()
+	if translated {
+		out.Endpoint = to.String()
+	}
+	for i, x := range t.Steps {
+		if x.Table == flows.Service && !x.Aside() && strings.HasPrefix(string(out.Steps[i].Owner), servicePrefix) {
+			out.Service = out.Steps[i].Owner
+		}
+		if len(x.Picks) == 0 {
+			continue
+		}
+		g, known := d.Group(x.Picks[0].Group)
+		if !known {
+			out.Steps[i].State = Altered
+			out.Steps[i].Sentence += fmt.Sprintf("; ALTERED: nobody asks for group %d", x.Picks[0].Group)
+			continue
+		}
+		out.Steps[i].Choices = choices(w, names, g, to)
+		if !x.Aside() && translated && !slices.ContainsFunc(out.Steps[i].Choices, func(c Choice) bool { return c.Followed }) {
+			out.Steps[i].State = Altered
+			out.Steps[i].Sentence += fmt.Sprintf("; ALTERED: group %d chose %s, which is no endpoint that it should have", g.ID, to)
+		}
+	}
 }
 
 // step tells one step. live has the flows of the table if a step did not look like the wanted flow.
 func step(d *flows.Desired, names *flows.Names, x flows.Step, live map[uint64]flows.Live) Step {
 	out := Step{Table: x.Table.String(), Cookie: fmt.Sprintf("%#x", x.Cookie), Large: x.Aside()}
+	if x.Cookie == 0 && x.Match == "No match." && x.Table == flows.Sticky {
+		out.Sentence = "nothing is remembered of this client"
+		return out
+	}
 	if x.Cookie == 0 && x.Match == "No match." {
 		out.Sentence = "no flow matches, not even the table's own drop: drop"
 		out.State = Altered
@@ -184,9 +226,14 @@ func judge(w *flows.World, names *flows.Names, text string, t flows.Trace, steps
 			sent = append(sent, "to "+name)
 		}
 	}
-	if len(ports) == 0 {
-		v.Outcome, v.Sentence = Answered, "answered to the sender by the bridge itself"
+	if slices.ContainsFunc(t.Steps, rejecting) {
+		v.Outcome, v.To = Rejected, ""
+		v.Owner, v.Table = steps[last].Owner, steps[last].Table
+		v.Sentence = "rejected: " + nobody(v.Owner) + "; the host answers with a TCP reset or an ICMP error"
 		return v
+	}
+	if len(ports) == 0 {
+		return back(v, names, t)
 	}
 	v.Sentence = "forwarded " + strings.Join(sent, " and ")
 	if strings.Contains(t.Datapath, "check_pkt_len(") {
@@ -227,22 +274,33 @@ func nodeAt(w *flows.World, tunnel string) string {
 	return ""
 }
 
-// onward is the question for the node at the far end, with addresses and ports as the packet has them by then.
-func onward(w *flows.World, p packet, t flows.Trace, v Verdict) *Next {
-	if v.Outcome != Tunnelled || v.To == "" {
-		return nil
+// rejecting is a step that hands the packet to the host to be rejected.
+func rejecting(s flows.Step) bool {
+	return !s.Aside() && slices.Contains(s.Actions, fmt.Sprintf("set_field:%s->eth_src", net.HardwareAddr(flows.RejectMAC())))
+}
+
+// nobody says why a Service rejects.
+func nobody(o flows.Owner) string {
+	if strings.HasPrefix(string(o), servicePrefix) {
+		return "Service " + serviceName(o) + " has no endpoint that is ready (" + string(o) + ")"
 	}
-	q := p.Question
-	q.From, q.Source, q.To = "node/"+w.Node.Name, p.src.String(), p.dst.String()
-	final := flows.ParseMatch(t.Final)
-	take := func(into *string, names ...string) {
-		for _, n := range names {
-			if value, ok := final.Get(n); ok {
-				*into = value
-			}
-		}
+	return "no Service has that port at this address"
+}
+
+// back is the verdict on what leaves by the port that it came from: an answer of the bridge, a pod that is its own
+// endpoint, or the host's.
+func back(v Verdict, names *flows.Names, t flows.Trace) Verdict {
+	end := t.End()
+	reg0, _ := end.Get("reg0")
+	bits, err := strconv.ParseUint(reg0, 0, 32)
+	port, _ := end.Get("in_port")
+	switch pod, isPod := strings.CutPrefix(names.Port(port), "pod "); {
+	case err != nil || bits&flows.ReturnedBits == 0:
+		v.Outcome, v.Sentence = Answered, "answered to the sender by the bridge itself"
+	case isPod:
+		v.Outcome, v.To, v.Sentence = Delivered, pod, "forwarded back to pod "+pod+", from which it came"
+	default:
+		v.Outcome, v.Sentence = ToHost, "forwarded back to the host, from which it came"
 	}
-	take(&q.Source, "nw_src", "ipv6_src")
-	take(&q.To, "nw_dst", "ipv6_dst")
-	return &Next{Node: v.To, Question: q}
+	return v
 }

@@ -19,12 +19,12 @@ type Verification struct {
 	Live   int `json:"live"`
 	// Flows are the flows of which the bridge and the compiled set disagree.
 	Flows []flows.Difference `json:"flows"`
+	// Groups are those of groups, WantedGroups counts the groups that there should be.
+	Groups       []flows.Difference `json:"groups"`
+	WantedGroups int                `json:"wantedGroups"`
 	// Sampled counts packets that were asked about; Verdicts are those with which the bridge does
 	// something else than the objects say.
-	Sampled int `json:"sampled"`
-	// Unjudged counts packets that were left out because a policy or a Service has a say in them: the
-	// evaluation beside the bridge does not know those.
-	Unjudged int              `json:"unjudged"`
+	Sampled  int              `json:"sampled"`
 	Verdicts []VerdictFailure `json:"verdicts"`
 	// Untraced says why no packets were sampled; empty if they were.
 	Untraced string `json:"untraced,omitempty"`
@@ -41,7 +41,7 @@ type VerdictFailure struct {
 }
 
 // Differences is how many were found.
-func (v Verification) Differences() int { return len(v.Flows) + len(v.Verdicts) }
+func (v Verification) Differences() int { return len(v.Flows) + len(v.Groups) + len(v.Verdicts) }
 
 // Verify reads the whole table back and compares every flow, then asks about a sample of packets, chosen by
 // seed, what the bridge does with them and what it should.
@@ -54,10 +54,18 @@ func (s *Subject) Verify(ctx context.Context, samples int, seed uint64) (Verific
 	if err != nil {
 		return Verification{}, err
 	}
-	v := Verification{Node: s.Node, Live: len(live), Verdicts: []VerdictFailure{}}
+	groups, err := s.liveGroups(ctx)
+	if err != nil {
+		return Verification{}, err
+	}
+	v := Verification{Node: s.Node, Live: len(live), Groups: []flows.Difference{}, Verdicts: []VerdictFailure{}}
 	s.View(func(d *flows.Desired, _ *flows.World) {
 		v.Wanted = d.Len()
 		v.Flows = d.Compare(live)
+		v.WantedGroups = len(d.Groups())
+		if differ := d.CompareGroups(groups); len(differ) > 0 {
+			v.Groups = differ
+		}
 	})
 	if err := s.Behind(); err != nil {
 		v.Behind = err.Error()
@@ -72,7 +80,7 @@ func (s *Subject) Verify(ctx context.Context, samples int, seed uint64) (Verific
 		return v, nil
 	}
 	defer done()
-	names := flows.NamesOf(w)
+	names, expectation := flows.NamesOf(w), expectationOf(w)
 	byCookie := make(map[uint64]flows.Live, len(live))
 	for _, l := range live {
 		byCookie[l.Cookie] = l
@@ -82,15 +90,7 @@ func (s *Subject) Verify(ctx context.Context, samples int, seed uint64) (Verific
 		if err != nil {
 			return v, fmt.Errorf("a sample of our own making: %w", err)
 		}
-		if unjudged(w, p) {
-			v.Unjudged++
-			continue
-		}
-		text, err := tracer.Trace(ctx, s.Bridge, p.spec())
-		if err != nil {
-			return v, err
-		}
-		t, err := flows.ParseTrace(text, s.Bridge)
+		t, text, err := run(ctx, tracer, s.Bridge, w, p)
 		if err != nil {
 			return v, err
 		}
@@ -103,25 +103,12 @@ func (s *Subject) Verify(ctx context.Context, samples int, seed uint64) (Verific
 			got = judge(w, names, text, t, steps)
 		})
 		v.Sampled++
-		if want := expect(w, p); want.short() != got.short() {
-			v.Verdicts = append(v.Verdicts, VerdictFailure{What: p.words(names), Packet: p.spec(), Expected: want.short(), Got: got.short() + ": " + got.Sentence})
+		endpoint, _ := t.Translated()
+		if want := expectation.of(p, endpoint); want.short() != got.short() {
+			v.Verdicts = append(v.Verdicts, VerdictFailure{What: p.words(w, names), Packet: p.spec(), Expected: want.short(), Got: got.short() + ": " + got.Sentence})
 		}
 	}
 	return v, nil
-}
-
-// unjudged is true for packets of and to pods that a policy selects, and to addresses of Services and endpoints.
-func unjudged(w *flows.World, p packet) bool {
-	for _, a := range []*flows.Attachment{p.pod, podAt(w, p.dst)} {
-		if a == nil || w.Policy == nil {
-			continue
-		}
-		if _, selected := w.Policy.Pods.Get(a.Namespace + "/" + a.Pod); selected {
-			return true
-		}
-	}
-	s := w.Services
-	return s != nil && (s.Addresses[p.dst] || s.Endpoints[p.dst] || inside(s.CIDRs, p.dst))
 }
 
 // sample picks n packets: each sender to each kind of destination by each protocol, shuffled by seed.
@@ -162,7 +149,9 @@ func sample(w *flows.World, n int, seed uint64) []Question {
 	for _, a := range []string{"203.0.113.5", "2001:db8:ffff::5", "224.0.0.251", "ff02::fb", "255.255.255.255"} {
 		to = append(to, netip.MustParseAddr(a))
 	}
-	ports := []Question{{Proto: "tcp", Port: 80, SourcePort: 40000}, {Proto: "udp", Port: 53, SourcePort: 40000}, {Proto: "udp", Port: w.Tunnel.Port, SourcePort: 40000}, {Proto: "icmp"}}
+	services, l4s := serviceSamples(w)
+	to = append(to, services...)
+	ports := append(l4s, []Question{{Proto: "tcp", Port: 80, SourcePort: 40000}, {Proto: "udp", Port: 53, SourcePort: 40000}, {Proto: "udp", Port: w.Tunnel.Port, SourcePort: 40000}, {Proto: "icmp"}}...)
 	var out []Question
 	for tries := 0; len(from) > 0 && len(out) < n && tries < 20*n; tries++ {
 		q, dst, l4 := from[r.IntN(len(from))], to[r.IntN(len(to))], ports[r.IntN(len(ports))]

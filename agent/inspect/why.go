@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -26,6 +27,10 @@ type Why struct {
 	// that is behind, a packet that is too large.
 	Notes []string `json:"notes,omitempty"`
 	Next  *Next    `json:"next,omitempty"`
+	// Service, Endpoint and Choices are as in Trace.
+	Service  flows.Owner `json:"service,omitempty"`
+	Endpoint string      `json:"endpoint,omitempty"`
+	Choices  []Choice    `json:"choices,omitempty"`
 }
 
 // Why asks the bridge what it does with a packet, and says because of which object.
@@ -47,16 +52,19 @@ func (s *Subject) Why(ctx context.Context, q Question) (Why, error) {
 	if err != nil {
 		return Why{}, err
 	}
-	out := Why{Node: t.Node, What: t.What, Verdict: t.Verdict, Next: t.Next, Causes: []flows.Owner{}}
-	out.Allowed = !slices.Contains([]string{Dropped, Lost}, t.Verdict.Outcome)
+	out := Why{Node: t.Node, What: t.What, Verdict: t.Verdict, Next: t.Next, Causes: []flows.Owner{}, Service: t.Service, Endpoint: t.Endpoint}
+	out.Allowed = !slices.Contains([]string{Dropped, Rejected, Lost}, t.Verdict.Outcome)
 	for _, step := range t.Steps {
 		if step.State != "" {
 			who := cmpOwner(step.Owner, "nobody here")
 			out.Notes = append(out.Notes, fmt.Sprintf("the flow met at %s is %s (%s's): the bridge does not do what is wanted; `twill verify` shows both sides, the agent's next audit repairs it",
 				step.Table, step.State, who))
 		}
-		if step.Owner != flows.Pipeline && step.Owner != "" && !slices.Contains(out.Causes, step.Owner) && !step.Large {
+		if object(step.Owner) && !slices.Contains(out.Causes, step.Owner) && !step.Large {
 			out.Causes = append(out.Causes, step.Owner)
+		}
+		if len(step.Choices) > 0 {
+			out.Choices = step.Choices
 		}
 	}
 	if err := s.Behind(); err != nil {
@@ -65,8 +73,43 @@ func (s *Subject) Why(ctx context.Context, q Question) (Why, error) {
 	if limit := w.MTU; out.Allowed && q.Size > limit && limit > 0 && t.Verdict.Outcome == Tunnelled {
 		out.Notes = append(out.Notes, fmt.Sprintf("a packet of %d bytes is larger than the %d bytes that fit through the tunnel; the host answers its sender with \"fragmentation needed\" (IPv4) or \"packet too big\" (IPv6)", q.Size, limit))
 	}
-	reasoner{w, p, flows.NamesOf(w)}.reason(&out)
+	r := reasoner{w: w, p: p, names: flows.NamesOf(w)}
+	if endpoint, err := netip.ParseAddrPort(t.Endpoint); err == nil { // as we wrote it
+		r.p.dst, r.p.Port, r.endpoint = endpoint.Addr(), endpoint.Port(), endpoint
+	}
+	r.opine(&out)
+	r.reason(&out)
 	return out, nil
+}
+
+// object tells whether an owner is an object whose removal can change an answer. What several objects share goes with
+// the last of them; rules and conditions of policies are weighed by opine.
+func object(o flows.Owner) bool {
+	kind, _, _ := strings.Cut(string(o), "/")
+	return slices.Contains([]string{"pod", "node", "service"}, kind)
+}
+
+// opine asks the policies beside the bridge, and reports where the two differ.
+func (r *reasoner) opine(out *Why) {
+	passed := out.Allowed && out.Outcome != Answered
+	if r.w.Policy == nil || r.p.Reply || !passed && !byPolicy(out.Reason) {
+		return
+	}
+	o := opinionOf(r.w, r.p, r.endpoint)
+	if o.Allowed != passed {
+		does := "lets it pass"
+		if !passed {
+			does = "drops it"
+		}
+		out.Notes = append(out.Notes, fmt.Sprintf("the policies say otherwise than the bridge, which %s: %s; `twill verify` shows which flows differ, the agent's next audit repairs them", does, o.Words))
+		return
+	}
+	r.opinion = &o
+	for _, c := range o.causes() {
+		if !slices.Contains(out.Causes, c) {
+			out.Causes = append(out.Causes, c)
+		}
+	}
 }
 
 func cmpOwner(o flows.Owner, other string) string {
@@ -81,13 +124,21 @@ type reasoner struct {
 	w     *flows.World
 	p     packet
 	names *flows.Names
+	// endpoint is the one that a Service chose; not valid for other packets.
+	endpoint netip.AddrPort
+	// opinion is what policies say, where they say the same as the bridge; nil if they were not asked.
+	opinion *opinion
 }
 
-func (r reasoner) reason(out *Why) {
+func (r *reasoner) reason(out *Why) {
 	switch {
 	case slices.ContainsFunc([]flows.Reason{flows.Reason(Alien), flows.Reason(Altered)}, func(x flows.Reason) bool { return x == out.Reason }):
 		out.Because = out.Sentence
 		out.Remedy = "the agent's audit puts the wanted flow back (`twill status` says whether it runs); find who else writes to the bridge"
+	case byPolicy(out.Reason) && r.opinion != nil:
+		out.Because, out.Remedy = r.policies(*r.opinion)
+	case out.Outcome == Rejected:
+		out.Because, out.Remedy = r.reject(out)
 	case out.Outcome == Dropped:
 		out.Because, out.Remedy = r.drop(out)
 	case out.Outcome == Lost:
@@ -99,7 +150,7 @@ func (r reasoner) reason(out *Why) {
 }
 
 // allow says which objects let the packet through.
-func (r reasoner) allow(out *Why) (because, remedy string) {
+func (r *reasoner) allow(out *Why) (because, remedy string) {
 	var who string
 	switch out.Outcome {
 	case Delivered:
@@ -114,11 +165,17 @@ func (r reasoner) allow(out *Why) (because, remedy string) {
 			who = fmt.Sprintf("%s is an address of node %s itself", r.p.dst, r.w.Node.Name)
 		}
 	}
+	if out.Service != "" {
+		who = fmt.Sprintf("Service %s sends it to %s port %d; ", serviceName(out.Service), r.names.Address(r.p.dst.String()), r.p.Port) + who
+	}
+	if r.opinion != nil && r.opinion.Direction != "" {
+		who += "; " + r.opinion.Words
+	}
 	return who, "nothing has to change; without any of " + list(out.Causes) + " the answer would be another"
 }
 
 // claim is the range or address by which a node is the destination.
-func (r reasoner) claim(n flows.Node) string {
+func (r *reasoner) claim(n flows.Node) string {
 	if contains(n.Addresses, r.p.dst) {
 		return "the address " + r.p.dst.String()
 	}
@@ -130,7 +187,7 @@ func (r reasoner) claim(n flows.Node) string {
 	return r.p.dst.String()
 }
 
-func (r reasoner) drop(out *Why) (because, remedy string) {
+func (r *reasoner) drop(out *Why) (because, remedy string) {
 	dst, node := r.p.dst, r.w.Node.Name
 	switch out.Reason {
 	case flows.DropSpoofed, flows.DropLinkLocal, flows.DropDAD:
@@ -160,6 +217,8 @@ func (r reasoner) drop(out *Why) (because, remedy string) {
 	case flows.DropUnknownPort:
 		return "the port by which it came in belongs to no pod that is attached",
 			"`twill status pods`; CNI DEL may be under way for it"
+	case flows.DropNoEndpoint, flows.DropSourceRange:
+		return r.local(out)
 	case flows.DropMulticast:
 		return fmt.Sprintf("%s is a multicast or broadcast address, and the pod network carries none", dst), "send to the addresses of the receivers"
 	case ToItself:
@@ -174,7 +233,48 @@ func (r reasoner) drop(out *Why) (because, remedy string) {
 	return out.Reason.Sentence(), "this is so on every bridge; no object changes it"
 }
 
-func (r reasoner) origin() string {
+// reject says why nobody serves a packet for a Service.
+func (r *reasoner) reject(out *Why) (because, remedy string) {
+	port := servedAt(r.w, r.p.Proto, r.p.dst, r.p.Port)
+	if port == nil {
+		return fmt.Sprintf("%s is an address of Services (%s), and no Service has %s port %d there", r.p.dst, cmp.Or(serviceAt(r.w, r.p.dst), "no Service has it now"), strings.ToUpper(cmp.Or(r.p.Proto, "icmp")), r.p.Port),
+			"ask for a port that the Service has (`kubectl get service -A -o wide`); an address in a cache or a DNS answer may be that of a Service that is gone"
+	}
+	name := serviceName(port.Owner)
+	var list []string
+	for _, e := range port.Endpoints {
+		if e.Address.Is4() == r.p.dst.Is4() {
+			list = append(list, e.Address.String()+" is not ready")
+		}
+	}
+	if len(list) == 0 {
+		list = []string{"it has none of this family at all"}
+	}
+	return fmt.Sprintf("Service %s (%s) has no endpoint that is ready: %s", name, port.Owner, strings.Join(list, ", ")),
+		fmt.Sprintf("a pod that its selector selects has to be ready, or to terminate and still serve: `kubectl -n %s get endpointslices -l kubernetes.io/service-name=%s -o wide`, and the readiness probes of its pods", namespaceOf(name), nameOf(name))
+}
+
+// local says why a Service with endpoints gives this client none.
+func (r *reasoner) local(out *Why) (because, remedy string) {
+	name := serviceName(out.Owner)
+	if out.Reason == flows.DropSourceRange {
+		return fmt.Sprintf("%s is in none of the loadBalancerSourceRanges of Service %s", r.p.src, name),
+			"the client's range has to be in spec.loadBalancerSourceRanges"
+	}
+	policy := "internalTrafficPolicy"
+	if s := r.w.Services; s == nil {
+		policy = "traffic policy" // Services have just been switched off
+	} else if port := s.Ports[out.Owner]; port != nil && !slices.Contains(port.ClusterIPs, r.p.dst) {
+		policy = "externalTrafficPolicy"
+	}
+	return fmt.Sprintf("%s of Service %s is Local, and none of its endpoints that are ready is on node %s", policy, name, r.w.Node.Name),
+		fmt.Sprintf("a pod of the Service has to be ready on node %s, or %s has to be Cluster", r.w.Node.Name, policy)
+}
+
+func namespaceOf(name string) string { ns, _, _ := strings.Cut(name, "/"); return ns }
+func nameOf(name string) string      { _, n, _ := strings.Cut(name, "/"); return n }
+
+func (r *reasoner) origin() string {
 	if r.p.peer != nil {
 		return "node " + r.p.peer.Name
 	}

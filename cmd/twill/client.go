@@ -26,6 +26,7 @@ type client struct {
 	output              string
 	offline             offline
 	kube                kube
+	called              map[string]string // how the node of that name was asked: empty is the nearest
 }
 
 // flags declares what all of the operator's commands have.

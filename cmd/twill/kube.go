@@ -135,6 +135,9 @@ func (k *kube) candidates(ctx context.Context, name string) ([]string, error) {
 		}
 		return k.nodes(ctx)
 	}
+	if strings.HasPrefix(name, servicePrefix) {
+		return k.nodes(ctx) // each knows all
+	}
 	if ns, p, ok := strings.Cut(name, "/"); ok && ns != "node" {
 		if err := s.client.Get().Namespace(ns).Resource("pods").Name(p).Do(ctx).Into(&pod); err != nil {
 			return nil, fmt.Errorf("pod %s: %w", name, err)

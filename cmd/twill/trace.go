@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,26 +17,31 @@ import (
 func packetFlags(cmd *cobra.Command, q *inspect.Question) {
 	f := cmd.Flags()
 	f.StringVar(&q.Source, "source", "", "source address, if it is not the sender's own")
-	f.StringVar(&q.Proto, "proto", "icmp", "icmp (echo request), tcp, udp or sctp")
+	f.StringVar(&q.Proto, "proto", "", "icmp (echo request), tcp, udp or sctp; empty is that of the Service, else icmp")
 	f.Uint16Var(&q.Port, "port", 0, "destination port")
 	f.Uint16Var(&q.SourcePort, "source-port", 0, "source port")
 	f.IntVar(&q.Size, "size", 0, "length of the IP packet in bytes")
 	f.BoolVar(&q.Reply, "reply", false, "the answer to that packet instead, from TO to FROM")
+	f.StringVar(&q.Endpoint, "endpoint", "", "ADDRESS:PORT of the endpoint that the Service shall choose; empty takes the first that the bridge chooses")
 	_ = cmd.RegisterFlagCompletionFunc("proto", cobra.FixedCompletions([]string{"icmp", "tcp", "udp", "sctp"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
-const endpoints = `FROM and TO are pods (NAMESPACE/NAME), nodes (node/NAME), the host of this node (host), or addresses. A packet that
-leaves through the tunnel is followed to the node at its other end, if that node's agent can be asked from here.`
+const endpoints = `FROM and TO are pods (NAMESPACE/NAME), Services (service/NAMESPACE/NAME[:PORT]), nodes (node/NAME), the host of this node
+(host), or addresses. A packet that leaves through the tunnel is followed to the node at its other end, if that node's
+agent can be asked from here. What comes from outside to a node port or load balancer: FROM host with --source. The packet
+is the first of a connection or, with --reply, the answer to it; its way through connection tracking is told for that.`
 
 // locate is where a question begins: on which node, and who sends to whom there.
 func (c *client) locate(ctx context.Context, q inspect.Question) (node string, _ inspect.Question, err error) {
-	if q.Reply {
-		q.From, q.To = q.To, q.From
-		q.Port, q.SourcePort = q.SourcePort, q.Port
-	}
 	from, err := c.find(ctx, q.From)
 	if err != nil {
 		return "", q, fmt.Errorf("FROM %s: %w", q.From, err)
+	}
+	if strings.HasPrefix(q.From, servicePrefix) {
+		q.From = from.Addresses[0].String()
+	}
+	if strings.HasPrefix(q.To, servicePrefix) {
+		return from.agent, q, nil // every node knows it, and serves it for its own
 	}
 	to, err := c.find(ctx, q.To)
 	if err != nil {
@@ -138,15 +144,28 @@ func sameFamily(q inspect.Question, from, to found) (string, error) {
 	return "", fmt.Errorf("%s and %s have no addresses of one family", q.From, q.To)
 }
 
+// servicePrefix begins the name of a Service.
+const servicePrefix = "service/"
+
 // maxHops bounds how far a packet is followed; one that goes right takes two.
 const maxHops = 4
 
 // follow asks one node after the other, as the packet goes, until it stays or nobody can be asked. next tells
 // where an answer says that it goes on. The error of a later hop is a note, not an error.
-func follow[T any](ctx context.Context, c *client, path string, q inspect.Question, next func(T) *inspect.Next) (hops []T, note string, err error) {
+func follow[T any](ctx context.Context, c *client, path string, q inspect.Question, next func(T) (string, *inspect.Next)) (hops []T, note string, err error) {
+	if q.Reply {
+		return followReply(ctx, c, path, q, next)
+	}
 	node, q, err := c.locate(ctx, q)
 	if err != nil {
 		return nil, "", err
+	}
+	return followFrom(ctx, c, path, node, q, next)
+}
+
+func followFrom[T any](ctx context.Context, c *client, path, node string, q inspect.Question, next func(T) (string, *inspect.Next)) (hops []T, note string, err error) {
+	if c.called == nil {
+		c.called = map[string]string{}
 	}
 	for len(hops) < maxHops {
 		var t T
@@ -157,13 +176,56 @@ func follow[T any](ctx context.Context, c *client, path string, q inspect.Questi
 			return hops, fmt.Sprintf("it goes on at node %s, which was not asked: %v", node, err), nil
 		}
 		hops = append(hops, t)
-		n := next(t)
-		if n == nil {
+		here, n := next(t)
+		c.called[here] = node
+		switch {
+		case n == nil:
 			return hops, "", nil
+		case c.offline.used() && n.Node != here:
+			return hops, fmt.Sprintf("it goes on at node %s, which was not asked: what is looked at is of node %s only", n.Node, here), nil
 		}
-		node, q = n.Node, n.Question
+		node, q = c.named(n.Node), n.Question
 	}
 	return hops, fmt.Sprintf("given up after %d nodes", maxHops), nil
+}
+
+// onTrace tells where a packet goes on.
+func onTrace(t inspect.Trace) (string, *inspect.Next) { return t.Node, t.Next }
+
+// named is how the node of that name was asked before, so that it can be asked again; else the name itself.
+func (c *client) named(node string) string {
+	if as, known := c.called[node]; known {
+		return as
+	}
+	return node
+}
+
+// followReply follows the packet itself first: what the answer looks like, and where it begins, follows from that.
+func followReply[T any](ctx context.Context, c *client, path string, q inspect.Question, next func(T) (string, *inspect.Next)) (hops []T, note string, err error) {
+	q.Reply = false
+	there, note, err := follow(ctx, c, "/v1/trace", q, onTrace)
+	if err != nil {
+		return nil, "", err
+	}
+	last := there[len(there)-1]
+	if last.Answer == nil {
+		return nil, "", fmt.Errorf("there is no answer to %s: on node %s it is %s", last.What, last.Node, last.Verdict.Sentence)
+	}
+	back, more, err := followFrom(ctx, c, path, c.named(last.Answer.Node), last.Answer.Question, next)
+	if err != nil {
+		return nil, "", err
+	}
+	var notes []string
+	if note != "" {
+		notes = append(notes, "of the packet itself: "+note)
+	}
+	if more != "" {
+		notes = append(notes, more)
+	}
+	if first := there[0]; first.Endpoint != "" {
+		notes = append(notes, fmt.Sprintf("it answers %s, which Service %s sent to %s; the client sees it come from the address that it asked", first.What, first.Service, first.Endpoint))
+	}
+	return back, strings.Join(notes, "; "), nil
 }
 
 // traceResult is what `twill trace -o json` prints.
@@ -184,11 +246,11 @@ func traceCommand() *cobra.Command {
 line. It is asked of the bridge as it is now (ofproto/trace); no packet is sent.
 
 ` + endpoints,
-		Example: "  twill trace default/web-0 shop/db --proto tcp --port 5432\n  twill trace default/web-0 198.18.2.7 --raw\n  twill trace node/worker-2 default/web-0 --source 198.18.2.7\n  twill trace default/web-0 shop/db --proto tcp --port 5432 --reply",
+		Example: "  twill trace default/web-0 shop/db --proto tcp --port 5432\n  twill trace default/web-0 198.18.2.7 --raw\n  twill trace default/web-0 service/kube-system/kube-dns:dns\n  twill trace host node/worker-1 --source 203.0.113.9 --proto tcp --port 30080\n  twill trace node/worker-2 default/web-0 --source 198.18.2.7\n  twill trace default/web-0 shop/db --proto tcp --port 5432 --reply",
 		Args:    cobra.ExactArgs(2), ValidArgsFunction: c.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q.From, q.To = args[0], args[1]
-			hops, note, err := follow(cmd.Context(), &c, "/v1/trace", q, func(t inspect.Trace) *inspect.Next { return t.Next })
+			hops, note, err := follow(cmd.Context(), &c, "/v1/trace", q, onTrace)
 			if err != nil {
 				return err
 			}
@@ -223,6 +285,7 @@ func traceText(s screen, r traceResult, raw bool) {
 				owner += " CHANGED"
 			}
 			s.put(fmt.Sprintf("  %-9s  %-24s  ", table, owner), step.Sentence)
+			choicesText(s, step.Choices)
 		}
 		if i+1 < len(r.Hops) || raw {
 			s.put("  datapath   ", t.Datapath)
@@ -236,7 +299,7 @@ func traceText(s screen, r traceResult, raw bool) {
 	}
 	last := r.Hops[len(r.Hops)-1]
 	text := s.good
-	if r.Verdict.Outcome == inspect.Dropped || r.Verdict.Outcome == inspect.Lost {
+	if slices.Contains([]string{inspect.Dropped, inspect.Rejected, inspect.Lost}, r.Verdict.Outcome) {
 		text = s.bad
 	}
 	verdict := r.Verdict.Sentence
@@ -245,5 +308,31 @@ func traceText(s screen, r traceResult, raw bool) {
 	}
 	for _, line := range wrap(verdict, s.width, s.width == 0) {
 		fmt.Fprintln(s, text(line))
+	}
+}
+
+// shownChoices is how many endpoints are listed.
+const shownChoices = 8
+
+// choicesText lists the endpoints that a group may choose; the one that is followed always.
+func choicesText(s screen, list []inspect.Choice) {
+	hidden := 0
+	for i, c := range list {
+		if i >= shownChoices && !c.Followed {
+			hidden++
+			continue
+		}
+		mark := "    or "
+		if c.Followed {
+			mark = "    -> "
+		}
+		text := fmt.Sprintf("%4.1f %%  %s", 100*c.Share, c.Endpoint)
+		if c.Where != "" {
+			text += " (" + c.Where + ")"
+		}
+		s.put(mark, text)
+	}
+	if hidden > 0 {
+		s.put("    or ", fmt.Sprintf("%d more", hidden))
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/url"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -15,8 +16,8 @@ func verifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Prove that what is installed is what is wanted; exit status 1 if not",
-		Long: `Prove that what is installed is what is wanted. Every live flow is compared with the compiled one, cookie and
-text; and for a sample of packets the verdict of ofproto/trace is compared with one that is reached from the
+		Long: `Prove that what is installed is what is wanted. Every live flow and group is compared with the compiled one, cookie
+and text; and for a sample of packets the verdict of ofproto/trace is compared with one that is reached from the
 Kubernetes objects alone. Each difference is printed with both sides. Exit status 1 if there is one.`,
 		Example: "  twill verify\n  twill verify --samples 5000 --seed 42 -o json\n  twill verify --bundle report.tar.gz",
 		Args:    cobra.NoArgs,
@@ -42,7 +43,7 @@ Kubernetes objects alone. Each difference is printed with both sides. Exit statu
 }
 
 func verifyText(s screen, v inspect.Verification) {
-	for _, d := range v.Flows {
+	for _, d := range slices.Concat(v.Flows, v.Groups) {
 		owner := string(d.Owner)
 		if owner == "" {
 			owner = "nobody's"
@@ -68,5 +69,5 @@ func verifyText(s screen, v inspect.Verification) {
 	if v.Untraced != "" {
 		asked = "no packets asked about: " + v.Untraced
 	}
-	s.put("", fmt.Sprintf("node %s: %d flows wanted, %d live, %d differ; %s", v.Node, v.Wanted, v.Live, len(v.Flows), asked))
+	s.put("", fmt.Sprintf("node %s: %d flows wanted, %d live, %d differ; %d groups wanted, %d differ; %s", v.Node, v.Wanted, v.Live, len(v.Flows), v.WantedGroups, len(v.Groups), asked))
 }
