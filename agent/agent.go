@@ -90,7 +90,7 @@ func (a *Agent) build(ctx context.Context) error {
 		repair: func(ctx context.Context) ([]string, error) { return a.pods.Repair(ctx) },
 		done:   func(cause string) { a.loop.kick(cause) },
 	})
-	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: func(before, now *flows.World) { a.applied(before, now); a.hygiene.follow(ctx, before, now) }, meter: a.meter, refusedFlow: a.refused})
+	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: func(before, now *flows.World) { a.applied(before, now); a.hygiene.follow(before, now) }, meter: a.meter, refusedFlow: a.refused})
 	a.daemon = &daemonWatch{
 		bridge: a.cfg.Bridge, runDir: a.cfg.OVSRunDir, log: a.log,
 		armed: func() bool { return a.loop.ready() == nil },
@@ -100,7 +100,9 @@ func (a *Agent) build(ctx context.Context) error {
 		},
 	}
 	a.healths = newHealthPorts(&healthPorts{want: a.wantedHealthPorts, healthy: func() bool { return a.loop.ready() == nil }, failed: a.healthPortFailed, log: a.log})
-	a.hygiene = newHygiene(&hygiene{daemon: a.daemon.current, log: a.log})
+	a.hygiene = newHygiene(&hygiene{
+		daemon: a.daemon.current, dial: func(ctx context.Context) (*ovs.Daemon, error) { return ovs.DialDaemon(ctx, a.cfg.OVSRunDir) }, source: a.source, lingering: a.services.lingering, changed: func() { a.loop.kick("connections") }, log: a.log,
+	})
 	a.cutter = newCutter(&cutter{daemon: a.daemon.current, log: a.log, cut: func(n int) { a.meter.cut.Add(float64(n)) }})
 	a.pods = attach.New(attach.Config{
 		Bridge: a.cfg.Bridge, NodeName: a.cfg.NodeName, Ports: a.db, Links: &host.Links{ProcSys: a.cfg.ProcSys}, Flows: a.loop,

@@ -111,20 +111,18 @@ type entry struct {
 	tuple    flows.Tuple
 	protocol string
 	fields   map[string]string
+	reply    map[string]string // of the direction of answers
 }
 
 // parseEntry reads "tcp,orig=(src=…,dst=…,sport=…,dport=…),reply=(…),…"; of ICMP it has id, type and code.
 func parseEntry(line string) (entry, bool) {
 	protocol, rest, ok := strings.Cut(strings.TrimSpace(line), ",orig=(")
-	original, _, closed := strings.Cut(rest, ")")
+	original, rest, closed := strings.Cut(rest, ")")
 	if !ok || !closed {
 		return entry{}, false
 	}
-	e := entry{protocol: protocol, fields: map[string]string{}}
-	for field := range strings.SplitSeq(original, ",") {
-		k, v, _ := strings.Cut(field, "=")
-		e.fields[k] = v
-	}
+	answers, _, _ := strings.Cut(strings.TrimPrefix(rest, ",reply=("), ")")
+	e := entry{protocol: protocol, fields: fieldsOf(original), reply: fieldsOf(answers)}
 	var err1, err2 error
 	e.tuple.Source, err1 = netip.ParseAddr(e.fields["src"])
 	e.tuple.Destination, err2 = netip.ParseAddr(e.fields["dst"])
@@ -134,6 +132,15 @@ func parseEntry(line string) (entry, bool) {
 	port, _ := strconv.ParseUint(e.fields["dport"], 10, 16) // ICMP has none
 	e.tuple.Port, e.tuple.Protocol = uint16(port), protocolNumber(protocol)
 	return e, true
+}
+
+func fieldsOf(text string) map[string]string {
+	out := map[string]string{}
+	for field := range strings.SplitSeq(text, ",") {
+		k, v, _ := strings.Cut(field, "=")
+		out[k] = v
+	}
+	return out
 }
 
 func protocolNumber(name string) uint8 {

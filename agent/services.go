@@ -18,14 +18,16 @@ type services struct {
 	on     bool
 	source source.Source
 
-	mu      sync.Mutex
-	joiner  *source.Joiner
-	version uint64
-	last    *flows.Services
+	mu     sync.Mutex
+	joiner *source.Joiner
+	// lingering outlives the Services that its addresses were endpoints of.
+	lingering *lingering
+	version   uint64
+	last      *flows.Services
 }
 
 func newServices(on bool, s source.Source, cidrs []netip.Prefix) *services {
-	return &services{on: on, source: s, joiner: source.NewJoiner(cidrs)}
+	return &services{on: on, source: s, joiner: source.NewJoiner(cidrs), lingering: newLingering()}
 }
 
 // now returns them; nil where another proxy cares for them.
@@ -37,7 +39,9 @@ func (s *services) now() *flows.Services {
 	defer s.mu.Unlock()
 	if s.last == nil || s.source.ServiceVersion() != s.version {
 		k := s.source.Services()
+		before := s.last
 		s.last, s.version = s.joiner.Join(k), k.Version
+		s.lingering.left(before, s.last)
 	}
 	return s.last
 }
@@ -79,7 +83,7 @@ func (p *plumbing) hostServices(n nodeView) *host.NFTServices {
 		out.NodePorts = append(out.NodePorts, host.NodePort{IPv4: port.IPv4, Protocol: port.Protocol, Port: port.Port})
 	}
 	for _, u := range s.Unserved() {
-		out.Unserved = append(out.Unserved, host.Unserved{Protocol: u.Protocol, At: u.Frontend})
+		out.Unserved = append(out.Unserved, host.Unserved{Protocol: u.Protocol, At: u.At})
 	}
 	return out
 }

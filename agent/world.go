@@ -20,6 +20,9 @@ func (a *Agent) objectChanged(key source.Key) {
 	cause := key.String()
 	a.plumbing.kickObject(cause)
 	a.policies.note(key)
+	if key.Kind == "Pod" && a.source.Get(key) == nil {
+		a.hygiene.podGone()
+	}
 	a.loop.kick(cause)
 }
 
@@ -84,7 +87,7 @@ func (a *Agent) world() (*flows.World, error) {
 		return nil, err
 	}
 	pods := a.pods.Attachments()
-	return &flows.World{
+	w := &flows.World{
 		Node:          n.self,
 		Tunnel:        flows.Tunnel{Type: a.set.tunnelType, Port: a.set.tunnelPort, VNI: a.cfg.VNI, Local: under.Address},
 		ClusterCIDRs:  a.set.clusterCIDRs,
@@ -94,7 +97,14 @@ func (a *Agent) world() (*flows.World, error) {
 		Pods:          pods,
 		Services:      a.services.now(),
 		Policy:        a.policies.update(pods),
-	}, nil
+	}
+	if err := a.hygiene.begin(w); err != nil {
+		return nil, err
+	}
+	if w.Services != nil {
+		w.Lingering = a.services.lingering.addresses()
+	}
+	return w, nil
 }
 
 // applied is told by the loop about each World that is in force.

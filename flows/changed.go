@@ -2,6 +2,7 @@ package flows
 
 import (
 	"bytes"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -32,7 +33,7 @@ func Changed(old, now *World) []Owner {
 			addTo(nodes, was.Addresses)
 		}
 	}
-	out = append(out, changedServices(old.Services, now.Services, nodes)...)
+	out = append(out, changedServices(old, now, nodes)...)
 	for o, list := range now.Pods {
 		if !slices.EqualFunc(old.Pods[o], list, Attachment.Equal) ||
 			slices.ContainsFunc(list, func(a Attachment) bool { return !old.isolation(a).Equal(now.isolation(a)) }) {
@@ -59,13 +60,27 @@ func addTo(set map[netip.Addr]bool, lists ...[]netip.Addr) {
 
 // changedServices lists the owners of Services whose flows may differ, given the addresses of nodes that came
 // or went.
-func changedServices(old, now *Services, nodes map[netip.Addr]bool) (out []Owner) {
+func changedServices(before, after *World, nodes map[netip.Addr]bool) (out []Owner) {
+	old, now := before.Services, after.Services
 	if now == nil {
 		return nil // so was old: sameBase
 	}
 	for a := range nodes {
 		if now.Addresses[a] {
 			out = append(out, addressOwner(a))
+		}
+	}
+	if old == now && maps.Equal(before.Lingering, after.Lingering) {
+		return out
+	}
+	for a := range before.translated() {
+		if !after.translates(a) {
+			out = append(out, endpointOwner(a))
+		}
+	}
+	for a := range after.translated() {
+		if !before.translates(a) {
+			out = append(out, endpointOwner(a))
 		}
 	}
 	if old == now {
@@ -81,17 +96,16 @@ func changedServices(old, now *Services, nodes map[netip.Addr]bool) (out []Owner
 			out = append(out, o)
 		}
 	}
-	differ := func(a, b map[netip.Addr]bool, owner func(netip.Addr) Owner) {
-		for x := range a {
-			if !b[x] {
-				out = append(out, owner(x))
-			}
+	for a := range now.Addresses {
+		if !old.Addresses[a] {
+			out = append(out, addressOwner(a))
 		}
 	}
-	differ(now.Addresses, old.Addresses, addressOwner)
-	differ(old.Addresses, now.Addresses, addressOwner)
-	differ(now.Endpoints, old.Endpoints, endpointOwner)
-	differ(old.Endpoints, now.Endpoints, endpointOwner)
+	for a := range old.Addresses {
+		if !now.Addresses[a] {
+			out = append(out, addressOwner(a))
+		}
+	}
 	return out
 }
 

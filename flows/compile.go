@@ -42,7 +42,7 @@ func (w *World) Owners() []Owner {
 		for a := range s.Addresses {
 			out = append(out, addressOwner(a))
 		}
-		for a := range s.Endpoints {
+		for a := range w.translated() {
 			out = append(out, endpointOwner(a))
 		}
 	}
@@ -82,7 +82,7 @@ func Compile(w *World, o Owner) ([]Flow, error) {
 		}
 		return nil, nil
 	case "endpoint-address":
-		if a, err := netip.ParseAddr(name); err == nil && w.Services != nil && w.Services.Endpoints[a] {
+		if a, err := netip.ParseAddr(name); err == nil && w.translates(a) {
 			return endpointAddressFlows(a), nil
 		}
 		return nil, nil

@@ -70,35 +70,6 @@ func udp(endpoints []flows.Endpoint, protocol string) *flows.Services {
 	}}, nil)
 }
 
-func TestWhatIsForgottenWhenServicesChange(t *testing.T) {
-	two := endpoints("198.18.1.2 alpha rs", "198.18.2.2 beta rs")
-	leaving := endpoints("198.18.1.2 alpha rs", "198.18.2.2 beta st")
-	down := endpoints("198.18.1.2 alpha rs", "198.18.2.2 beta t")
-	one := endpoints("198.18.1.2 alpha rs")
-	for _, c := range []struct {
-		name, protocol string
-		before, now    *flows.Services
-		want           string
-	}{
-		{"nothing changed", "udp", udp(two, "udp"), udp(two, "udp"), ""},
-		{"an endpoint was added", "udp", udp(one, "udp"), udp(two, "udp"), ""},
-		{"an endpoint is gone", "udp", udp(two, "udp"), udp(one, "udp"), "198.19.0.53:53 at 198.18.2.2:8080"},
-		{"it terminates and serves", "udp", udp(two, "udp"), udp(leaving, "udp"), ""},
-		{"it terminates and does not serve", "udp", udp(two, "udp"), udp(down, "udp"), "198.19.0.53:53 at 198.18.2.2:8080"},
-		{"TCP to it may finish", "tcp", udp(two, "tcp"), udp(down, "tcp"), ""},
-		{"TCP to one that is gone may not", "tcp", udp(two, "tcp"), udp(one, "tcp"), "198.19.0.53:53 at 198.18.2.2:8080"},
-		{"the Service is gone", "udp", udp(two, "udp"), flows.NewServices(nil, nil), "198.19.0.53:53 at invalid AddrPort"},
-	} {
-		var got []string
-		for _, s := range flows.Stale(c.before, c.now) {
-			got = append(got, fmt.Sprintf("%s at %s", s.Frontend, s.Endpoint))
-		}
-		if g := strings.Join(got, ", "); g != c.want {
-			t.Errorf("%s: %q, want %q", c.name, g, c.want)
-		}
-	}
-}
-
 func TestGroupNumbersDependOnTheSetOfServicesAlone(t *testing.T) {
 	ports := func(n int) (out []*flows.ServicePort) {
 		for i := range n {

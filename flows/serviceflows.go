@@ -2,6 +2,7 @@ package flows
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 )
@@ -218,6 +219,30 @@ func (w *World) isNode(a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// translated are the addresses from which answers of endpoints come: those of endpoints, and those that linger.
+func (w *World) translated() iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		if w.Services == nil {
+			return
+		}
+		for a := range w.Services.Endpoints {
+			if !yield(a) {
+				return
+			}
+		}
+		for a := range w.Lingering {
+			if !w.Services.Endpoints[a] && w.translates(a) && !yield(a) {
+				return
+			}
+		}
+	}
+}
+
+// translates is true for one of them.
+func (w *World) translates(a netip.Addr) bool {
+	return w.Services != nil && (w.Services.Endpoints[a] || w.Lingering[a] && !w.Services.Addresses[a])
 }
 
 // endpointAddressFlows track what goes straight to an endpoint and bring answers of it back.

@@ -27,6 +27,9 @@ type World struct {
 	Peers map[string]Node
 	// Services are nil where another proxy cares for them.
 	Services *Services
+	// Lingering are addresses that are endpoints of no Service any more while connections through one still lead
+	// there: their answers have to be translated as before.
+	Lingering map[netip.Addr]bool
 	// Pods are the attachments of this node by owner. One owner has several entries while an old
 	// sandbox of the same pod still waits for its DEL.
 	Pods map[Owner][]Attachment

@@ -20,6 +20,8 @@ type service struct {
 	spec      string // more lines of the spec, indented by two
 	status    string // of the load balancer
 	endpoints []lab.Pod
+	// leaving are endpoints, by name, that terminate and still serve.
+	leaving map[string]bool
 	// hosts are endpoints that are nodes, by name.
 	hosts map[string][]netip.Addr
 }
@@ -49,7 +51,11 @@ func (s service) String() string {
 		}
 		b.WriteString("\n")
 		for _, p := range s.endpoints {
-			fmt.Fprintf(&b, "- {addresses: [%q], nodeName: %s}\n", labtest.Of(family, p.Addresses), p.Node)
+			conditions := ""
+			if s.leaving[p.Name] {
+				conditions = ", conditions: {ready: false, serving: true, terminating: true}"
+			}
+			fmt.Fprintf(&b, "- {addresses: [%q], nodeName: %s%s}\n", labtest.Of(family, p.Addresses), p.Node, conditions)
 		}
 		for node, addresses := range s.hosts {
 			fmt.Fprintf(&b, "- {addresses: [%q], nodeName: %s}\n", labtest.Of(family, addresses), node)
