@@ -75,6 +75,50 @@ spec:
   podSelector: {matchLabels: {pod: b}}
   ingress: [{ports: [{protocol: UDP, port: 81}]}]
 `},
+		{"Admin accepts, passes and denies around a NetworkPolicy; Baseline where there is none", `
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: first}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {matchLabels: {ns: nx}}}
+  ingress:
+  - {action: Accept, from: [{pods: {namespaceSelector: {matchLabels: {ns: ny}}, podSelector: {matchLabels: {pod: a}}}}], protocols: [{tcp: {destinationPort: {number: 81}}}]}
+  - {action: Pass, from: [{namespaces: {matchLabels: {ns: ny}}}]}
+  - {action: Deny, from: [{namespaces: {}}], protocols: [{udp: {destinationPort: {number: 80}}}]}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: second}
+spec:
+  tier: Admin
+  priority: 2
+  subject: {namespaces: {}}
+  ingress:
+  - {action: Deny, from: [{pods: {namespaceSelector: {matchLabels: {ns: ny}}, podSelector: {matchLabels: {pod: b}}}}]}
+  egress:
+  - {action: Deny, to: [{pods: {namespaceSelector: {matchLabels: {ns: nz}}, podSelector: {matchLabels: {pod: c}}}}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: nx, name: web}
+spec:
+  podSelector: {matchLabels: {pod: a}}
+  ingress: [{ports: [{port: 80}]}]
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: last}
+spec:
+  tier: Baseline
+  priority: 0
+  subject: {namespaces: {}}
+  ingress:
+  - {action: Accept, from: [{namespaces: {matchLabels: {ns: ny}}}]}
+  - {action: Pass, from: [{namespaces: {matchLabels: {ns: nz}}}], protocols: [{tcp: {}}]}
+  - {action: Deny, from: [{namespaces: {}}]}
+`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			remove := labtest.Apply(t, l, c.manifests)
