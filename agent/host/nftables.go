@@ -323,7 +323,7 @@ func compareElements(want []string, list []*knftables.Element) string {
 
 // elementText writes an element as netip writes a range; nft shows that of one address as an address.
 func elementText(e *knftables.Element) string {
-	text := strings.Join(e.Key, " . ")
+	text := strings.Join(protocolNamed(e.Key), " . ")
 	if p, err := netip.ParsePrefix(text); err == nil {
 		return p.String()
 	}

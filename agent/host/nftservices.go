@@ -112,3 +112,22 @@ func (s *NFTServices) sets() map[string][]string {
 	}
 	return sets
 }
+
+// protocolNamed gives the protocol before a port its name: without /etc/protocols, as in the image, nft(8) prints the
+// number that IANA assigned.
+func protocolNamed(key []string) []string {
+	if len(key) < 2 {
+		return key
+	}
+	key = slices.Clone(key)
+	at := &key[len(key)-2]
+	switch *at {
+	case "6":
+		*at = "tcp"
+	case "17":
+		*at = "udp"
+	case "132":
+		*at = "sctp"
+	}
+	return key
+}

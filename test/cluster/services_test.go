@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -13,19 +14,26 @@ import (
 	"time"
 )
 
-// TestKubeProxyBesideTwill: with serviceProxy=off a real kube-proxy serves Services, and the agents neither look at them
-// nor may.
-func TestKubeProxyBesideTwill(t *testing.T) {
-	c := up(t, Options{Name: "proxy", Nodes: 2, DualStack: true, KubeProxy: true})
-	ctx, root := t.Context(), checkout(t)
+// kubeProxy installs Twill anew, with serviceProxy=off beside a real kube-proxy on every node: everything works as before,
+// and the agents neither look at Services nor may.
+func kubeProxy(t *testing.T, c *Cluster, root string) {
+	ctx := t.Context()
+	before, err := os.Stat(c.AuditLog())
+	must(t, err)
+	c.KubeProxy = true
+	for _, n := range c.Nodes {
+		must(t, n.startProxy())
+	}
 	must(t, c.Install(ctx, root))
 	must(t, c.Ready(ctx, upTimeout))
 	must(t, c.Apply(ctx, root, "coredns.yaml"))
+	must(t, c.Apply(ctx, root, "web.yaml"))
 	must(t, c.RolledOut(ctx, "kube-system", "deployment/coredns", upTimeout))
-	podsReachEachOther(t, c, root)
+	must(t, c.RolledOut(ctx, "default", "daemonset/web", upTimeout))
+	must(t, c.RolledOut(ctx, "default", "daemonset/client", upTimeout))
 	namesAndServices(t, c)
 	nodePort(t, c)
-	roles(t, c)
+	roles(t, c, before.Size())
 	for _, n := range c.Nodes {
 		tables, err := n.Exec(ctx, "nft", "list", "tables")
 		must(t, err)
@@ -55,7 +63,7 @@ func namesAndServices(t *testing.T, c *Cluster) {
 		var said []string
 		for ip := range strings.FieldsSeq(ips) {
 			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 80).String() + "/hostname"
-			out, err := c.Exec(ctx, from.Name, "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do timeout 5 wget -qO- "+url+" || echo FAILED; done")
+			out, err := c.Exec(ctx, from.Name, "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do timeout "+slowly+" wget -qO- "+url+" || echo FAILED; done")
 			if err != nil || strings.Contains(out, "FAILED") || len(strings.Fields(out)) != 8 {
 				t.Errorf("%s: %s, eight times: %q, %v", from.Node, url, out, err)
 			}
@@ -85,7 +93,7 @@ func nodePort(t *testing.T, c *Cluster) {
 	slices.Sort(backends)
 	for _, to := range c.Nodes {
 		for _, ip := range strings.Split(c.families(to.IP(), to.IP6()), ",") {
-			ask := []string{"timeout", "5", "bash", "-c", askHostname, ip, webNodePort}
+			ask := []string{"timeout", slowly, "bash", "-c", askHostname, ip, webNodePort}
 			var said []string
 			for range 8 {
 				out, err := outside(ctx, c, ask...)
@@ -105,7 +113,7 @@ func nodePort(t *testing.T, c *Cluster) {
 			}
 			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 30080).String() + "/hostname"
 			for _, from := range podsOf(t, c, "app=client") {
-				if out, err := c.Exec(ctx, from.Name, "timeout", "5", "wget", "-qO-", url); err != nil || !slices.Contains(backends, out) {
+				if out, err := c.Exec(ctx, from.Name, "timeout", slowly, "wget", "-qO-", url); err != nil || !slices.Contains(backends, out) {
 					t.Errorf("from a pod of %s to %s: %q, %v", from.Node, ip, out, err)
 				}
 			}
