@@ -70,8 +70,8 @@ func TestACityThatHoldsWhatIsWantedVerifies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.Sampled != 1500 || v.WantedGroups < 4 || v.Differences() != len(v.Verdicts) {
-		t.Errorf("sampled %d packets of 1500, %d groups wanted; flows %+v, groups %+v", v.Sampled, v.WantedGroups, v.Flows, v.Groups)
+	if v.Sampled+v.Untold != 1500 || v.Untold == 0 || v.Untold > 150 || v.WantedGroups < 4 || v.Differences() != len(v.Verdicts) {
+		t.Errorf("sampled %d packets of 1500 less %d, %d groups wanted; flows %+v, groups %+v", v.Sampled, v.Untold, v.WantedGroups, v.Flows, v.Groups)
 	}
 	for _, d := range v.Verdicts {
 		t.Errorf("%s\n  %s\n  expected %s\n  got      %s", d.What, d.Packet, d.Expected, d.Got)
