@@ -70,8 +70,8 @@ func TestACityThatHoldsWhatIsWantedVerifies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.Sampled != 1500 || v.WantedGroups < 4 || v.Differences() != len(v.Verdicts) {
-		t.Errorf("sampled %d packets of 1500, %d groups wanted; flows %+v, groups %+v", v.Sampled, v.WantedGroups, v.Flows, v.Groups)
+	if v.Sampled+v.Untold != 1500 || v.Untold == 0 || v.Untold > 150 || v.WantedGroups < 4 || v.Differences() != len(v.Verdicts) {
+		t.Errorf("sampled %d packets of 1500 less %d, %d groups wanted; flows %+v, groups %+v", v.Sampled, v.Untold, v.WantedGroups, v.Flows, v.Groups)
 	}
 	for _, d := range v.Verdicts {
 		t.Errorf("%s\n  %s\n  expected %s\n  got      %s", d.What, d.Packet, d.Expected, d.Got)
@@ -191,7 +191,7 @@ func TestWhyNamesServicesAndPolicies(t *testing.T) {
 		remedy  string
 	}{
 		{"no endpoints", inspect.Question{From: "default/web-0", To: "service/default/nobody"}, false,
-			"Service default/nobody (service/default/nobody:443) has no endpoint that is ready: it has none of this family at all", "a pod that its selector selects has to be ready"},
+			"Service default/nobody (service/default/nobody:443) has no endpoint that is ready: its EndpointSlices list none of this family", "a pod that its selector selects has to be ready"},
 		{"policy Local", inspect.Question{From: "default/web-0", To: "service/default/away"}, false,
 			"internalTrafficPolicy of Service default/away is Local, and none of its endpoints that are ready is on node alpha", "has to be Cluster"},
 		{"no such port", inspect.Question{From: "default/web-0", To: "service/default/web", Proto: "tcp", Port: 81}, false, "no Service has TCP port 81 there", "ask for a port that the Service has"},

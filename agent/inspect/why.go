@@ -248,7 +248,7 @@ func (r *reasoner) reject(out *Why) (because, remedy string) {
 		}
 	}
 	if len(list) == 0 {
-		list = []string{"it has none of this family at all"}
+		list = []string{"its EndpointSlices list none of this family"}
 	}
 	return fmt.Sprintf("Service %s (%s) has no endpoint that is ready: %s", name, port.Owner, strings.Join(list, ", ")),
 		fmt.Sprintf("a pod that its selector selects has to be ready, or to terminate and still serve: `kubectl -n %s get endpointslices -l kubernetes.io/service-name=%s -o wide`, and the readiness probes of its pods", namespaceOf(name), nameOf(name))

@@ -72,9 +72,13 @@ func texts() map[string]func(screen) {
 	return map[string]func(screen){
 		"status": func(s screen) { statusText(s, st) }, "status-peers": func(s screen) { peersText(s, st) },
 		"status-ipam": func(s screen) { ipamText(s, st) }, "status-pods": func(s screen) { podsText(s, st) },
-		"flows":       func(s screen) { flowsText(s, list, nil, 0, false) },
-		"flows-watch": func(s screen) { flowsText(s, list, before, 2*time.Second, true) },
-		"trace":       func(s screen) { traceText(s, sampleTrace(), false) },
+		"flows":         func(s screen) { flowsText(s, list, nil, 0, false) },
+		"flows-watch":   func(s screen) { flowsText(s, list, before, 2*time.Second, true) },
+		"trace-service": func(s screen) { traceText(s, sampleServiceTrace(), false) },
+		"why-service":   func(s screen) { whyText(s, sampleServiceWhy()) },
+		"why-rejected":  func(s screen) { whyText(s, sampleRejected()) },
+		"verify-groups": func(s screen) { verifyText(s, sampleGroups()) },
+		"trace":         func(s screen) { traceText(s, sampleTrace(), false) },
 		"drops": func(s screen) {
 			dropsText(s, []inspect.Drop{{Reason: flows.DropSpoofed, Owner: "pod/default/web-0", Sentence: flows.DropSpoofed.Sentence(), Packets: 4, Bytes: 392}, {Reason: flows.DropTransit, Owner: "pipeline"}}, nil, 0, false)
 		},
@@ -121,7 +125,7 @@ func TestTextsFitTheScreen(t *testing.T) {
 			}
 			for line := range strings.Lines(b.String()) {
 				line = strings.TrimRight(line, "\n")
-				if n := utf8.RuneCountInString(line); n > width && !strings.Contains(line, "cookie=") && !strings.Contains(line, "(tun_id=") {
+				if n := utf8.RuneCountInString(line); n > width && !strings.Contains(line, "cookie=") && !strings.Contains(line, "group_id=") && !strings.Contains(line, "(tun_id=") {
 					t.Errorf("%s: %d columns of %d: %q", name, n, width, line)
 				}
 			}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,7 +70,7 @@ Exit status 0 if the packet arrives, 3 if it is dropped, 1 if the question could
 				return err
 			}
 			if !out.Allowed {
-				return errDropped{out.What + " is dropped"}
+				return errDropped{out.What + " is " + cmp.Or(map[string]string{inspect.Rejected: inspect.Rejected}[out.Outcome], inspect.Dropped)}
 			}
 			return nil
 		},
@@ -141,7 +142,11 @@ func whyText(s screen, r whyResult) {
 	word := s.good("allowed")
 	size := len("allowed")
 	if !r.Allowed {
-		word, size = s.bad("dropped"), len("dropped")
+		outcome := "dropped"
+		if r.Outcome == inspect.Rejected {
+			outcome = r.Outcome
+		}
+		word, size = s.bad(outcome), len(outcome)
 	}
 	s.putColoured(word+"  ", size+2, r.What)
 	s.put("because  ", r.Because)
