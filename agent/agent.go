@@ -288,7 +288,10 @@ func (a *Agent) install(ctx context.Context) {
 	if a.waitFor(ctx, func() error { return joined(a.health.problems(checkInstalled)) }) != nil {
 		return
 	}
-	list, err := cni.Conflist(cni.ConflistConfig{Name: "twill", Socket: a.cfg.CNISocket, Portmap: a.cfg.Portmap, Bandwidth: a.cfg.Bandwidth})
+	list, err := cni.Conflist(cni.ConflistConfig{Name: "twill", Socket: a.cfg.CNISocket, Portmap: a.cfg.portmap(), Bandwidth: a.cfg.Bandwidth})
+	if a.cfg.Portmap == "auto" && !a.cfg.portmap() {
+		a.log.Warnf("hostPort of pods is not served: put the reference plugin portmap into %s and restart the agent, or set --cni-portmap=false", a.cfg.CNIBinDir)
+	}
 	if err == nil {
 		var changed []string
 		changed, err = cni.Install(cni.InstallConfig{

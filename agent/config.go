@@ -45,13 +45,15 @@ type Config struct {
 
 	ServiceProxy string
 	ServiceCIDRs []string
+	// NodePortAddresses are the ranges of node addresses at which node ports are served; empty means all.
+	NodePortAddresses []string
 
 	CNIPlugin   string
 	CNIBinDir   string
 	CNIConfDir  string
 	CNIConfName string
 	CNISocket   string
-	Portmap     bool
+	Portmap     string
 	Bandwidth   bool
 
 	AdminSocket   string
@@ -92,12 +94,13 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.ProcSys, "proc-sys", "/proc/sys", "where sysctls are written; in a container, whose own /proc/sys is read-only, a mount of the host's")
 	f.StringVar(&c.ServiceProxy, "service-proxy", "on", "on: Services are served here, kube-proxy is not needed; off: another proxy does it")
 	f.StringSliceVar(&c.ServiceCIDRs, "service-cidr", nil, "range ClusterIPs are taken from, at most one of each family; with it addresses that no Service has are rejected at once")
+	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "ranges; node ports are served at those addresses of the node that lie in one, in a family without a range at all")
 	f.StringVar(&c.CNIPlugin, "cni-plugin", "/usr/local/bin/twill-cni", "plugin to install for the container runtime; empty installs nothing")
 	f.StringVar(&c.CNIBinDir, "cni-bin-dir", "/opt/cni/bin", "where the container runtime looks for plugins")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "where the container runtime looks for network configurations")
 	f.StringVar(&c.CNIConfName, "cni-conf-name", "05-twill.conflist", "file name of Twill's network configuration")
 	f.StringVar(&c.CNISocket, "cni-socket", "/run/twill/cni.sock", "socket of the CNI plugin")
-	f.BoolVar(&c.Portmap, "cni-portmap", false, "chain the reference plugin portmap, for hostPort; it must stand in --cni-bin-dir")
+	f.StringVar(&c.Portmap, "cni-portmap", "auto", "chain the reference plugin portmap, for hostPort: auto (where it stands in --cni-bin-dir), true or false")
 	f.BoolVar(&c.Bandwidth, "cni-bandwidth", false, "chain the reference plugin bandwidth; it must stand in --cni-bin-dir")
 	f.StringVar(&c.AdminSocket, "admin-socket", DefaultAdminSocket, "socket of the operator's tools")
 	f.StringVar(&c.HTTPAddress, "http-address", "127.0.0.1:9455", "address of /metrics, /livez and /readyz")
@@ -175,6 +178,7 @@ func fileValue(v any) string {
 type settings struct {
 	clusterCIDRs, noMasquerade []netip.Prefix
 	serviceCIDRs               []netip.Prefix
+	nodePortAddresses          []netip.Prefix
 	tunnelAddress              netip.Addr
 	tunnelType                 flows.TunnelType
 	tunnelPort                 uint16
@@ -237,6 +241,12 @@ func (c *Config) resolve() (settings, error) {
 			}
 		}
 	}
+	if s.nodePortAddresses, err = prefixes("nodeport-addresses", c.NodePortAddresses); err != nil {
+		return settings{}, err
+	}
+	if !slices.Contains([]string{"auto", "true", "false"}, c.Portmap) {
+		return bad("cni-portmap", c.Portmap, "use auto, true or false")
+	}
 	if s.noMasquerade, err = prefixes("no-masquerade-cidr", c.NoMasqueradeCIDRs); err != nil {
 		return settings{}, err
 	}
@@ -289,4 +299,14 @@ func prefixes(field string, values []string) ([]netip.Prefix, error) {
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// portmap is whether hostPort is served by the reference plugin: the runtime fails each pod if a plugin of the chain is missing,
+// so by default it is chained only where it is.
+func (c *Config) portmap() bool {
+	if c.Portmap != "auto" {
+		return c.Portmap == "true"
+	}
+	info, err := os.Stat(filepath.Join(c.CNIBinDir, "portmap"))
+	return err == nil && info.Mode().IsRegular()
 }

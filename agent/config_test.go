@@ -41,6 +41,8 @@ func TestAWrongValueIsNamedWithItsFieldAndARemedy(t *testing.T) {
 		{"cluster-cidr", "198.18.0.1/16", "host bits", func(c *Config) { c.ClusterCIDRs = []string{"198.18.0.1/16"} }},
 		{"cluster-cidr", "198.18.0.0/16,198.19.0.0/16", "one range of each family", func(c *Config) { c.ClusterCIDRs = []string{"198.18.0.0/16", "198.19.0.0/16"} }},
 		{"no-masquerade-cidr", "x", "use ranges like", func(c *Config) { c.NoMasqueradeCIDRs = []string{"x"} }},
+		{"nodeport-addresses", "198.51.100.1/24", "host bits", func(c *Config) { c.NodePortAddresses = []string{"198.51.100.1/24"} }},
+		{"cni-portmap", "yes", "auto, true or false", func(c *Config) { c.Portmap = "yes" }},
 		{"bridge", "a-name-that-is-too-long", "15 characters", func(c *Config) { c.Bridge = "a-name-that-is-too-long" }},
 		{"gateway", "br-twill", "other than the bridge's", func(c *Config) { c.Gateway = "br-twill" }},
 		{"cni-socket", "cni.sock", "absolute path", func(c *Config) { c.CNISocket = "cni.sock" }},
@@ -109,5 +111,22 @@ func TestAWrongFileOrEnvironmentIsNamed(t *testing.T) {
 		if err := Load(f, c.file, c.lookup); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q in it", c.name, err, c.want)
 		}
+	}
+}
+
+func TestPortmapIsChainedWhereItIs(t *testing.T) {
+	c, _ := defaults(t)
+	c.CNIBinDir = t.TempDir()
+	if c.portmap() {
+		t.Error("chained, though the runtime would fail each ADD for want of it")
+	}
+	if err := os.WriteFile(filepath.Join(c.CNIBinDir, "portmap"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if !c.portmap() {
+		t.Error("not chained, though it is there")
+	}
+	if c.Portmap = "false"; c.portmap() {
+		t.Error("chained, though it was not to be")
 	}
 }

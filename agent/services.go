@@ -75,7 +75,7 @@ func (p *plumbing) hostServices(n nodeView) *host.NFTServices {
 	if s == nil {
 		return nil
 	}
-	out := &host.NFTServices{RejectMAC: net.HardwareAddr(flows.RejectMAC())}
+	out := &host.NFTServices{RejectMAC: net.HardwareAddr(flows.RejectMAC()), NodePortAddresses: p.set.nodePortAddresses}
 	for _, c := range n.self.PodCIDRs {
 		out.To = append(out.To, flows.NodePortAddress(c.Addr().Is4()))
 	}

@@ -119,6 +119,7 @@ func (a *Agent) applied(before, now *flows.World) {
 		a.cutter.kick(now)
 		a.tellFaults(before, now)
 	}
+	a.tellEndpoints(before, now)
 	a.peers.follow(before, now)
 	if before == nil || before.Services != now.Services {
 		a.healths.kick()

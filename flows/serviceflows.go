@@ -108,6 +108,10 @@ func (p *builder) serviceFlows(w *World) {
 	}
 	p.add(Direct, 0, nil, gotoTable(Route))
 
+	for _, f := range []Match{ipv4(), ipv6()} {
+		// The node's own processes reach an endpoint outside of the cluster, such as an API server, as pods do.
+		p.add(Route, prioOutside+1, match(f, reg0(servedHost)), append(toHost(), gotoTable(Isolate))...)
+	}
 	p.drop(Service, 300, state("+inv+trk"), DropInvalid)
 	p.add(Service, 290, state("-new+trk"), set(serviceBits, "reg0"), gotoTable(Route))
 	p.reject(Service, 0, nil)

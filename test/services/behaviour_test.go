@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -85,7 +86,7 @@ func TestOnePortTalksToTheServiceAndToItsEndpointAtOnce(t *testing.T) {
 	}
 }
 
-func TestAffinityHoldsForAHundredConnectionsAtOnceAndWhenEndpointsAreAdded(t *testing.T) {
+func TestAffinityHoldsForAHundredConnectionsAtOnceUntilItsEndpointGoesOrItExpires(t *testing.T) {
 	l := labtest.Up(t, lab.Options{Nodes: 2})
 	names := []string{"a", "b", "c", "d", "e", "f"}
 	specs := []string{"client@node-1"}
@@ -93,7 +94,7 @@ func TestAffinityHoldsForAHundredConnectionsAtOnceAndWhenEndpointsAreAdded(t *te
 		specs = append(specs, fmt.Sprintf("%s@node-%d", n, 1+i%2))
 	}
 	pods := addPods(t, l, specs...)
-	s := service{name: "web", ips: []string{"198.19.0.10", "2001:db8:1919::a"}, port: 80, target: 8080, spec: "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 2}}\n"}
+	s := service{name: "web", ips: []string{"198.19.0.10", "2001:db8:1919::a"}, port: 80, target: 8080, spec: "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 6}}\n"}
 	for i, n := range names {
 		serve(t, pods[n].NetNS, n, 8080)
 		if i < 2 {
@@ -136,8 +137,56 @@ func TestAffinityHoldsForAHundredConnectionsAtOnceAndWhenEndpointsAreAdded(t *te
 		}
 	}
 	learned := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", "table=42")
-	if !strings.Contains(learned, "hard_timeout=2") {
+	if !strings.Contains(learned, "hard_timeout=6") {
 		t.Errorf("nothing was learned:\n%s", learned)
+	}
+	// known waits until the switch chooses among these, and meanwhile goes on as a client would: each connection begins
+	// the time-out anew.
+	known := func(what string, right func(groups string) bool) {
+		t.Helper()
+		labtest.Eventually(t, 5*patience, what, func() error {
+			for _, family := range []string{"IPv4", "IPv6"} {
+				for _, network := range []string{"tcp", "udp"} {
+					if _, err := talk(client, network, s.vip(family)); err != nil {
+						return err
+					}
+				}
+			}
+			if groups := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-groups", "br-twill"); !right(groups) {
+				return fmt.Errorf("the groups are\n%s", groups)
+			}
+			return nil
+		})
+	}
+	has := func(groups string, p lab.Pod) bool { // 198.18.1.2 is 0xc6120102
+		return strings.Contains(groups, fmt.Sprintf("set_field:0x%x->reg3", labtest.Of("IPv4", p.Addresses).AsSlice()))
+	}
+	for _, n := range names[2:] {
+		s.endpoints = append(s.endpoints, pods[n])
+	}
+	labtest.Apply(t, l, s.String())
+	known("four endpoints more", func(groups string) bool { return has(groups, pods["c"]) && has(groups, pods["f"]) })
+	for _, family := range []string{"IPv4", "IPv6"} {
+		for _, network := range []string{"tcp", "udp"} {
+			if got := stay(family, network); got[first[family+network]] != 100 {
+				t.Errorf("%s %s: after endpoints were added 100 connections went to %v, want all to %s as before", family, network, got, first[family+network])
+			}
+		}
+	}
+	gone := first["IPv4tcp"]
+	s.endpoints = slices.DeleteFunc(slices.Clone(s.endpoints), func(p lab.Pod) bool { return p.Name == gone })
+	labtest.Apply(t, l, s.String())
+	known("one endpoint less", func(groups string) bool { return !has(groups, pods[gone]) })
+	for _, family := range []string{"IPv4", "IPv6"} {
+		for _, network := range []string{"tcp", "udp"} {
+			got := stay(family, network)
+			if len(got) != 1 || got[gone] != 0 {
+				t.Errorf("%s %s: without %s 100 connections went to %v, want another endpoint for all", family, network, gone, got)
+			}
+			if was := first[family+network]; was != gone && got[was] != 100 {
+				t.Errorf("%s %s: another endpoint went, and connections left %s for %v", family, network, was, got)
+			}
+		}
 	}
 	labtest.Eventually(t, 4*patience, "the affinity expires", func() error {
 		if text := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", "table=42"); strings.Contains(text, "hard_timeout") {

@@ -27,12 +27,13 @@ mtu: {{ .Values.mtu }}
 cluster-cidr: {{ .Values.clusterCIDRs | toJson }}
 no-masquerade-cidr: {{ .Values.noMasqueradeCIDRs | toJson }}
 service-proxy: {{ .Values.serviceProxy | quote }}
+nodeport-addresses: {{ .Values.nodePortAddresses | toJson }}
 server: {{ .Values.apiServer | quote }}
 cni-plugin: /usr/local/bin/twill-cni
 cni-bin-dir: /host/cni/bin
 cni-conf-dir: /host/cni/net.d
 cni-conf-name: {{ .Values.cni.confName }}
-cni-portmap: {{ .Values.cni.portmap }}
+cni-portmap: {{ .Values.cni.portmap | toString | quote }}
 cni-bandwidth: {{ .Values.cni.bandwidth }}
 proc-sys: /host/proc/sys
 http-address: {{ .Values.agent.httpAddress | quote }}
