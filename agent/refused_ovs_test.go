@@ -107,6 +107,7 @@ func newLimited(t *testing.T) *limited {
 	var err error
 	x.dir, err = source.NewManifests(source.ManifestsConfig{Dir: x.path, Log: log, OnChange: func(k source.Key) {
 		if k != (source.Key{}) {
+			x.tellProblems(k)
 			x.policies.note(k)
 			x.loop.kick(k.String())
 		}

@@ -14,9 +14,7 @@ import (
 
 // objectChanged is told by the source that an object changed, or that it has synced.
 func (a *Agent) objectChanged(key source.Key) {
-	for _, p := range a.source.ProblemsOf(key) {
-		a.source.Event(source.Ref{Key: key}, source.EventWarning, "TwillNotUsed", p.Reason)
-	}
+	a.tellProblems(key)
 	cause := key.String()
 	a.plumbing.kickObject(cause)
 	a.policies.note(key)
@@ -24,6 +22,13 @@ func (a *Agent) objectChanged(key source.Key) {
 		a.hygiene.podGone()
 	}
 	a.loop.kick(cause)
+}
+
+// tellProblems makes an Event at an object of each thing in it that cannot be used.
+func (a *Agent) tellProblems(key source.Key) {
+	for _, p := range a.source.ProblemsOf(key) {
+		a.source.Event(source.Ref{Key: key}, source.EventWarning, "TwillNotUsed", p.Reason)
+	}
 }
 
 // readNodes looks at all Node objects and decides which claims stand. The error says what is not yet

@@ -45,7 +45,7 @@ func benchServices(ctx context.Context, name string) error {
 		"10,000 Services beside it", "to", "connections/s, 8 at once", "round trip of an open connection, p50 µs", "p99")
 	for _, crowded := range []bool{false, true} {
 		o := lab.Options{Config: lab.Config{Name: name, IPFamily: "ipv4", LogLevel: "warning"}, Nodes: 1}
-		if err := withLab(ctx, o, func(l *lab.Lab) error { return connections(ctx, l, c, crowded) }); err != nil {
+		if err := withLab(ctx, o, func(l *lab.Lab) error { return serviceConnections(ctx, l, c, crowded) }); err != nil {
 			return err
 		}
 	}
@@ -200,8 +200,8 @@ func awaitEndpoint(ctx context.Context, l *lab.Lab, a netip.Addr) error {
 	}
 }
 
-// connections compares the two ways to one pod.
-func connections(ctx context.Context, l *lab.Lab, t table, crowded bool) error {
+// serviceConnections compares the two ways to one pod.
+func serviceConnections(ctx context.Context, l *lab.Lab, t table, crowded bool) error {
 	pods, err := l.AddPods(ctx, []lab.Pod{{Name: "client", Node: "node-1"}, {Name: "server", Node: "node-1"}})
 	if err != nil {
 		return err
