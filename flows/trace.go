@@ -90,8 +90,8 @@ func (t *Trace) step(line string) {
 		t.Steps = append(t.Steps, s)
 		return
 	}
-	if !strings.HasPrefix(line, "    ") {
-		return
+	if said := strings.TrimSpace(line); !strings.HasPrefix(line, "    ") || said == "thaw" || strings.HasPrefix(said, "Resuming from table ") {
+		return // the latter two belong to no step
 	}
 	// check_pkt_larger is followed by the whole way of a large packet, indented, before the step goes on.
 	for i := len(t.Steps) - 1; i >= 0; i-- {
@@ -170,8 +170,8 @@ func (s Step) Aside() bool { return s.aside }
 func (s Step) Did() Actions {
 	var out Actions
 	for _, a := range s.own {
-		if strings.HasPrefix(a, "->") || strings.HasPrefix(a, ">>") || a == "drop" || a == "nat" || strings.HasPrefix(a, "nat(") {
-			continue // nat is told once more behind its ct
+		if strings.HasPrefix(a, "->") || strings.HasPrefix(a, ">>") || a == "drop" || a == "nat" || strings.HasPrefix(a, "nat(") || strings.HasSuffix(a, "->ct_mark") {
+			continue // nat and what ct executes are told once more behind it
 		}
 		verb, arg := a, ""
 		if i := strings.IndexAny(a, ":("); i >= 0 {

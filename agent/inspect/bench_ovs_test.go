@@ -16,3 +16,14 @@ func BenchmarkTrace(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkTraceThroughAService has two looks into connection tracking and a group.
+func BenchmarkTraceThroughAService(b *testing.B) {
+	n := startNode(b, city(b), 1, 2, 3)
+	s := n.subject()
+	for b.Loop() {
+		if _, err := s.Trace(b.Context(), inspect.Question{From: "default/web-0", To: "service/default/web"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -223,7 +223,7 @@ func followReply[T any](ctx context.Context, c *client, path string, q inspect.Q
 		notes = append(notes, more)
 	}
 	if first := there[0]; first.Endpoint != "" {
-		notes = append(notes, fmt.Sprintf("it answers %s, which Service %s sent to %s; the client sees it come from the address that it asked", first.What, first.Service, first.Endpoint))
+		notes = append(notes, fmt.Sprintf("it answers %s, which %s sent to %s; the client sees it come from the address that it asked", first.What, first.Service, first.Endpoint))
 	}
 	return back, strings.Join(notes, "; "), nil
 }
