@@ -23,6 +23,8 @@ type content struct {
 	objects []definition
 	// ignored counts objects of kinds that are not followed.
 	ignored int
+	// lost says that one of them is.
+	lost bool
 }
 
 // definition is one object of a file.
@@ -158,6 +160,7 @@ func (d *decoder) define(k kind, key Key, doc document, within string) {
 	}
 	def.entry.problems = []Problem{{Key: key, Where: def.where,
 		Reason: fmt.Sprintf("%s%s; %s until it is corrected.", within, err, stays)}}
+	d.lost = d.lost || def.lost
 	d.objects = append(d.objects, def)
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,10 +52,13 @@ type ManifestsConfig struct {
 type Manifests struct {
 	*store
 	eventRing
-	dir    string
-	kinds  []kind
-	files  map[string]*file
-	synced atomic.Bool
+	dir   string
+	kinds []kind
+	files map[string]*file
+	// definers are the files that define an object, published the objects of a file that are in the store.
+	definers  map[Key]map[string]bool
+	published map[string][]Key
+	synced    atomic.Bool
 
 	health sync.Mutex
 	// dead is why the directory is not followed, nil while it is.
@@ -80,6 +84,7 @@ func NewManifests(config ManifestsConfig) (*Manifests, error) {
 	return &Manifests{
 		store: newStore(config.Log, config.OnChange),
 		dir:   dir, kinds: kinds(config.Without...), files: map[string]*file{},
+		definers: map[Key]map[string]bool{}, published: map[string][]Key{},
 		dead: fmt.Errorf("manifest directory %s is not followed: it has not started yet", dir),
 	}, nil
 }
@@ -164,6 +169,7 @@ func (m *Manifests) readNamed(named map[string]bool) error {
 		return err
 	}
 	found := map[string]*file{}
+	var changed []string
 	for _, e := range list {
 		name := e.Name()
 		if strings.HasPrefix(name, ".") || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
@@ -180,9 +186,15 @@ func (m *Manifests) readNamed(named map[string]bool) error {
 		if m.readFile(name, f) {
 			found[name] = f
 		}
+		changed = append(changed, name)
+	}
+	for name := range m.files {
+		if found[name] == nil {
+			changed = append(changed, name)
+		}
 	}
 	m.files = found
-	m.publish()
+	m.publish(changed)
 	return nil
 }
 
@@ -235,47 +247,98 @@ func (m *Manifests) load(name string, data []byte, f *file) {
 	m.log.WithFields(logrus.Fields{"file": name, "objects": len(good.objects), "ignored": good.ignored}).Debug("Read manifests")
 }
 
-// publish puts the content of all files into the store.
-func (m *Manifests) publish() {
-	names := make([]string, 0, len(m.files))
-	for name := range m.files {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	entries, defined := map[Key]entry{}, map[Key]string{}
-	complete := true
-	for _, name := range names {
-		f := m.files[name]
-		if f.fault != nil {
-			stays := "its last good content stays in force"
-			if f.good == nil {
-				complete = false
-				stays = "there is no last good content, so the list is incomplete"
-			}
-			key := Key{Kind: fileKind, Name: name}
-			entries[key] = entry{problems: []Problem{{Key: key, Where: fmt.Sprintf("%s:%d", name, f.fault.line),
-				Reason: fmt.Sprintf("%s; %s until the file is corrected or removed.", f.fault.reason, stays)}}}
+// publish puts what some files say, and said before, into the store: objects that only other files define are
+// as they were. So one file more costs what is in it, whatever the others hold.
+func (m *Manifests) publish(files []string) {
+	touched := map[Key]bool{}
+	for _, name := range files {
+		touched[Key{Kind: fileKind, Name: name}] = true
+		for _, key := range m.published[name] {
+			touched[key] = true
+			delete(m.definers[key], name)
 		}
-		if f.good == nil {
+		delete(m.published, name)
+		f := m.files[name]
+		if f == nil || f.good == nil {
 			continue
 		}
+		keys := make([]Key, 0, len(f.good.objects))
 		for _, d := range f.good.objects {
-			complete = complete && !d.lost
-			first, again := defined[d.key]
-			if !again {
-				defined[d.key], entries[d.key] = d.where, d.entry
-				continue
+			touched[d.key] = true
+			keys = append(keys, d.key)
+			if m.definers[d.key] == nil {
+				m.definers[d.key] = map[string]bool{}
 			}
-			e := entries[d.key]
-			e.problems = append(slices.Clip(e.problems), Problem{Key: d.key, Where: d.where,
-				Reason: fmt.Sprintf("it is defined at %s already, and that is used; remove one of the two.", first)})
-			entries[d.key] = e
+			m.definers[d.key][name] = true
+		}
+		m.published[name] = keys
+	}
+	// Of objects in these files each is looked up at once, not searched for.
+	where := map[string]map[Key][]definition{}
+	for key := range touched {
+		for name := range m.definers[key] {
+			where[name] = nil
 		}
 	}
-	m.replace(entries)
-	if complete && m.synced.CompareAndSwap(false, true) {
+	for name := range where {
+		index := map[Key][]definition{}
+		for _, d := range m.files[name].good.objects {
+			if touched[d.key] {
+				index[d.key] = append(index[d.key], d)
+			}
+		}
+		where[name] = index
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(touched), compareKeys) {
+		m.set(key, m.entryOf(key, where))
+		if len(m.definers[key]) == 0 {
+			delete(m.definers, key)
+		}
+	}
+	if m.complete() && m.synced.CompareAndSwap(false, true) {
 		m.onChange(Key{})
 	}
+}
+
+// entryOf is what all files together say of an object, or what is wrong with a file.
+func (m *Manifests) entryOf(key Key, where map[string]map[Key][]definition) (e entry) {
+	if key.Kind == fileKind {
+		f := m.files[key.Name]
+		if f == nil || f.fault == nil {
+			return entry{}
+		}
+		stays := "its last good content stays in force"
+		if f.good == nil {
+			stays = "there is no last good content, so the list is incomplete"
+		}
+		return entry{problems: []Problem{{Key: key, Where: fmt.Sprintf("%s:%d", key.Name, f.fault.line),
+			Reason: fmt.Sprintf("%s; %s until the file is corrected or removed.", f.fault.reason, stays)}}}
+	}
+	first := ""
+	for _, name := range slices.Sorted(maps.Keys(m.definers[key])) {
+		for _, d := range where[name][key] {
+			if first == "" {
+				first, e = d.where, d.entry
+				continue
+			}
+			e.problems = append(slices.Clip(e.problems), Problem{Key: key, Where: d.where,
+				Reason: fmt.Sprintf("it is defined at %s already, and that is used; remove one of the two.", first)})
+		}
+	}
+	return e
+}
+
+// complete is true when every file and every object of it has been read at least once.
+func (m *Manifests) complete() bool {
+	for _, f := range m.files {
+		if f.good == nil && f.fault != nil {
+			return false
+		}
+		if f.good != nil && f.good.lost {
+			return false
+		}
+	}
+	return true
 }
 
 // Synced implements Source.

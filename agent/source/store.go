@@ -86,25 +86,6 @@ func (s *store) set(key Key, e entry) {
 	}
 }
 
-// replace makes the store hold exactly these entries.
-func (s *store) replace(entries map[Key]entry) {
-	s.mu.RLock()
-	var keys []Key
-	for key := range s.entries {
-		if _, stays := entries[key]; !stays {
-			keys = append(keys, key)
-		}
-	}
-	s.mu.RUnlock()
-	for key := range entries {
-		keys = append(keys, key)
-	}
-	slices.SortFunc(keys, compareKeys)
-	for _, key := range keys {
-		s.set(key, entries[key])
-	}
-}
-
 // subtract returns the problems of a that b has not. Where they stand does not matter: an object that
 // only moved within its file is not another one.
 func subtract(a, b []Problem) (rest []Problem) {
