@@ -142,6 +142,7 @@ func (p *plumbing) run(ctx context.Context) {
 
 // pass looks once, at what look looks at, and repairs it.
 func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Context) ([]string, error)) error {
+	wanted := p.asksElse() // then what changes is our own doing
 	looking, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	changed, err := look(looking)
@@ -157,7 +158,7 @@ func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Con
 	p.mu.Unlock()
 	for _, what := range changed {
 		entry := p.log.WithField("cause", cause)
-		if first {
+		if first || wanted {
 			entry.Info(what)
 			continue
 		}
@@ -178,12 +179,14 @@ func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Con
 
 // unchanged is true when all is as objects ask for it still, as far as is known.
 func (p *plumbing) unchanged() bool {
+	_, _, err := p.now()
+	return err == nil && !p.asksElse() // errors are to be said by a pass
+}
+
+// asksElse is true when objects ask for something else than at the last good look at everything.
+func (p *plumbing) asksElse() bool {
 	nodes, err := p.nodes()
-	if err != nil {
-		return false // to be said by a pass
-	}
-	_, _, err = p.now()
-	return err == nil && p.asked.equal(p.ask(nodes))
+	return err != nil || !p.asked.equal(p.ask(nodes))
 }
 
 // ensure looks at everything: which address and MTU, the bridge, the host.

@@ -1,9 +1,13 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"testing"
+
+	"github.com/sirupsen/logrus"
+	"github.com/sirupsen/logrus/hooks/test"
 
 	"github.com/twill-net/twill/flows"
 )
@@ -62,5 +66,32 @@ func TestBridgeAndHostAreLookedAtForThoseObjectsOnlyThatChangeWhatTheyNeed(t *te
 	before := newPlumbing(&plumbing{nodes: func() (nodeView, error) { return nodeView{}, nil }})
 	if before.unchanged() {
 		t.Error("nothing has been looked at, and nothing is to be done")
+	}
+}
+
+func TestWhatObjectsAskForIsNoRepair(t *testing.T) {
+	log, hook := test.NewNullLogger()
+	self := flows.Node{Name: "node-1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("198.18.1.0/24")}}
+	ports := map[flows.Owner]*flows.ServicePort{}
+	p := newPlumbing(&plumbing{
+		passed: true, log: log, meter: newMetrics(), done: func(string) {},
+		nodes:    func() (nodeView, error) { return nodeView{self: self}, nil },
+		services: func() *flows.Services { return &flows.Services{Ports: ports} },
+	})
+	p.asked = p.ask(nodeView{self: self})
+	look := func(context.Context) ([]string, error) { return []string{"node ports"}, nil }
+	level := func() logrus.Level {
+		t.Helper()
+		if err := p.pass(t.Context(), "test", look); err != nil {
+			t.Fatal(err)
+		}
+		return hook.LastEntry().Level
+	}
+	if got := level(); got != logrus.WarnLevel {
+		t.Errorf("somebody else's change is logged as %v, want a warning", got)
+	}
+	ports = map[flows.Owner]*flows.ServicePort{"service/default/web:": {Protocol: "tcp", ClusterIPs: []netip.Addr{netip.MustParseAddr("198.19.0.80")}, Port: 80, NodePort: 30080}}
+	if got := level(); got != logrus.InfoLevel {
+		t.Errorf("a Service's change is logged as %v, want info", got)
 	}
 }
