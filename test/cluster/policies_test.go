@@ -56,8 +56,8 @@ func policies(t *testing.T, c *Cluster, root string) {
 		}
 	}
 	out, err := kubectlTwill(ctx, c, "why", "default/"+clients[0].Name, "default/"+servers[0].Name, "--proto", "tcp", "--port", "8080")
-	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(out, "isolate the destination for ingress") {
-		t.Errorf("kubectl twill why says %q, %v; want exit status 3 and isolation for ingress", out, err)
+	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(out, "isolate the destination for ingress") || !strings.Contains(out, "default/web-deny") {
+		t.Errorf("kubectl twill why says %q, %v; want exit status 3, isolation for ingress and the policy's name", out, err)
 	}
 	must(t, c.Apply(ctx, root, "allow.yaml"))
 	reached(all)
