@@ -103,8 +103,13 @@ func (p *builder) serviceFlows(w *World) {
 		p.add(Conntrack, 10, ipDst(c), gotoTable(Service))
 	}
 	for _, f := range []Match{ipv4(), ipv6()} {
+		// Without NAT: an entry whose translation changes nothing ends the userspace datapath of Open vSwitch 3.1, once a
+		// packet meets it between expiry and sweep. What is sent each minute does that.
+		p.add(Direct, 100, match(state("+new+trk"), f), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
+	}
+	for _, f := range []string{"tcp", "tcp6"} {
 		// No address: the connection keeps its own, and gets another port where a Service's has that one.
-		p.add(Direct, 100, match(state("+new+trk"), f), commit(ZoneService, Route, "src", ""))
+		p.add(Direct, 110, match(state("+new+trk"), Match{{f, ""}}), commit(ZoneService, Route, "src", ""))
 	}
 	p.add(Direct, 0, nil, gotoTable(Route))
 

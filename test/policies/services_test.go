@@ -31,10 +31,10 @@ spec:
 		text += fmt.Sprintf(`---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {name: %s-%s, namespace: shop, labels: {kubernetes.io/service-name: %[1]s}}
-addressType: %s
+metadata: {name: %[1]s-%[2]s, namespace: shop, labels: {kubernetes.io/service-name: %[1]s}}
+addressType: %[3]s
 ports: [{name: tcp, port: 80, protocol: TCP}, {name: udp, port: 80, protocol: UDP}]
-endpoints: [{addresses: [%q], nodeName: %s}]
+endpoints: [{addresses: [%[4]q], nodeName: %[5]s}]
 `, name, strings.ToLower(family), family, labtest.Of(family, to.Addresses), to.Node)
 	}
 	return text
