@@ -237,6 +237,9 @@ func uninstall(t *testing.T, c *Cluster) {
 			}
 		}
 	}
+	// Kubernetes collects the pods of the hooks after Helm has deleted those.
+	_, err = c.Kubectl(ctx, "-n", TwillNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=twill", "--timeout=1m")
+	must(t, err)
 	kinds := "all,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings"
 	objects, err := c.Kubectl(ctx, "get", kinds, "-A", "-l", "app.kubernetes.io/name=twill", "-o", "name")
 	must(t, err)
