@@ -33,7 +33,7 @@ func kubeProxy(t *testing.T, c *Cluster, root string) {
 	must(t, c.RolledOut(ctx, "default", "daemonset/client", upTimeout))
 	namesAndServices(t, c)
 	nodePort(t, c)
-	roles(t, c, before.Size())
+	roles(t, c, before.Size(), "patch nodes/status") // the Nodes' condition is still as the first installation set it
 	for _, n := range c.Nodes {
 		tables, err := n.Exec(ctx, "nft", "list", "tables")
 		must(t, err)
