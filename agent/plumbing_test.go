@@ -55,8 +55,10 @@ func TestAPodsPortThatSomebodyDeletedComesBackEvenWithTheWholeBridge(t *testing.
 	p := newPlumbing(&plumbing{
 		cfg: &Config{Bridge: "br-twill", Gateway: "twill0", DatapathType: "netdev"}, db: db, log: log, meter: newMetrics(),
 		repair: pods.Repair, done: func(string) { done++ },
-		set: settings{tunnelType: flows.Geneve, tunnelPort: 6081},
+		set:   settings{tunnelType: flows.Geneve, tunnelPort: 6081},
+		nodes: func() (nodeView, error) { return nodeView{}, nil }, services: func() *flows.Services { return nil },
 	})
+	p.asked = p.ask(nodeView{})
 	p.underlay.Address, p.mtu = netip.MustParseAddr("198.51.100.1"), 1450
 	look := func() {
 		t.Helper()
