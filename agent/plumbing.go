@@ -116,7 +116,7 @@ func (p *plumbing) run(ctx context.Context) {
 	defer tick.Stop()
 	retry := time.NewTimer(0)
 	for {
-		cause, look := "start", p.ensure
+		cause, look, wanted := "start", p.ensure, p.asksElse
 		select {
 		case <-ctx.Done():
 			return
@@ -128,21 +128,20 @@ func (p *plumbing) run(ctx context.Context) {
 		case <-p.bridges:
 			cause = "ovsdb"
 			if _, _, err := p.now(); err == nil { // else everything has to be looked at
-				look = p.ensureBridge
+				look, wanted = p.ensureBridge, func() bool { return false } // no object asks anything of it
 			}
 		case <-tick.C:
 			cause = "tick"
 		case <-retry.C:
 		}
-		if err := p.pass(ctx, cause, look); err != nil && ctx.Err() == nil {
+		if err := p.pass(ctx, cause, look, wanted()); err != nil && ctx.Err() == nil {
 			retry.Reset(retryAfter)
 		}
 	}
 }
 
-// pass looks once, at what look looks at, and repairs it.
-func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Context) ([]string, error)) error {
-	wanted := p.asksElse() // then what changes is our own doing
+// pass looks once, at what look looks at, and repairs it. If wanted, what changes is what objects ask for anew.
+func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Context) ([]string, error), wanted bool) error {
 	looking, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	changed, err := look(looking)

@@ -82,7 +82,7 @@ func TestWhatObjectsAskForIsNoRepair(t *testing.T) {
 	look := func(context.Context) ([]string, error) { return []string{"node ports"}, nil }
 	level := func() logrus.Level {
 		t.Helper()
-		if err := p.pass(t.Context(), "test", look); err != nil {
+		if err := p.pass(t.Context(), "test", look, p.asksElse()); err != nil {
 			t.Fatal(err)
 		}
 		return hook.LastEntry().Level

@@ -55,14 +55,12 @@ func TestAPodsPortThatSomebodyDeletedComesBackEvenWithTheWholeBridge(t *testing.
 	p := newPlumbing(&plumbing{
 		cfg: &Config{Bridge: "br-twill", Gateway: "twill0", DatapathType: "netdev"}, db: db, log: log, meter: newMetrics(),
 		repair: pods.Repair, done: func(string) { done++ },
-		set:   settings{tunnelType: flows.Geneve, tunnelPort: 6081},
-		nodes: func() (nodeView, error) { return nodeView{}, nil }, services: func() *flows.Services { return nil },
+		set: settings{tunnelType: flows.Geneve, tunnelPort: 6081},
 	})
-	p.asked = p.ask(nodeView{})
 	p.underlay.Address, p.mtu = netip.MustParseAddr("198.51.100.1"), 1450
 	look := func() {
 		t.Helper()
-		if err := p.pass(ctx, "ovsdb", p.ensureBridge); err != nil {
+		if err := p.pass(ctx, "ovsdb", p.ensureBridge, false); err != nil {
 			t.Fatal(err)
 		}
 	}
