@@ -2,25 +2,22 @@ package flows_test
 
 import (
 	"cmp"
-	"context"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/sirupsen/logrus"
 	"golang.org/x/tools/txtar"
 
 	"github.com/twill-net/twill/agent/policy"
 	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
+	"github.com/twill-net/twill/test/bridgetest"
 )
 
 // scenario is one case of testdata: Kubernetes Nodes, the pods of one of them, and settings.
@@ -101,39 +98,10 @@ func policyOf(objects *source.Manifests, pods map[flows.Owner][]flows.Attachment
 // readManifests decodes manifests as the agent does.
 func readManifests(t testing.TB, manifests string) *source.Manifests {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "nodes.yaml"), []byte(manifests), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	synced := make(chan struct{}, 1)
-	var m *source.Manifests
-	m, err := source.NewManifests(source.ManifestsConfig{Dir: dir, Log: log, OnChange: func(source.Key) {
-		if m.Synced() {
-			select {
-			case synced <- struct{}{}:
-			default:
-			}
-		}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- m.Run(ctx) }()
-	select {
-	case <-synced:
-		cancel()
-		<-ended
-	case err := <-ended:
-		t.Fatalf("reading manifests: %v", err)
-	}
+	m := bridgetest.Manifests(t, manifests)
 	if p := m.Problems(); len(p) > 0 {
 		t.Logf("manifests: %v", p)
 	}
-	cancel()
 	return m
 }
 

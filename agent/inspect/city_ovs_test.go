@@ -1,19 +1,14 @@
 package inspect_test
 
 import (
-	"context"
-	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/twill-net/twill/agent/policy"
 	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
+	"github.com/twill-net/twill/test/bridgetest"
 )
 
 // cityManifests are the objects of a city: alpha's pods and others, with Services and policies.
@@ -149,31 +144,7 @@ func city(t testing.TB, without ...string) *flows.World {
 			docs = append(docs, doc)
 		}
 	}
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "city.yaml"), []byte(strings.Join(docs, "\n---\n")), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	synced := make(chan struct{}, 1)
-	var m *source.Manifests
-	m, err := source.NewManifests(source.ManifestsConfig{Dir: dir, Log: log, OnChange: func(source.Key) {
-		if m.Synced() {
-			select {
-			case synced <- struct{}{}:
-			default:
-			}
-		}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- m.Run(ctx) }()
-	<-synced
-	cancel()
-	<-ended
+	m := bridgetest.Manifests(t, strings.Join(docs, "\n---\n"))
 	if p := m.Problems(); len(p) > 0 {
 		t.Fatal(p)
 	}
