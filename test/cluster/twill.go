@@ -117,12 +117,27 @@ func (c *Cluster) Describe(ctx context.Context) string {
 	var out strings.Builder
 	for _, args := range [][]string{
 		{"get", "nodes", "-o", "wide"}, {"get", "pods", "-A", "-o", "wide"}, {"get", "events", "-A", "--sort-by=.lastTimestamp"},
-		{"-n", TwillNamespace, "logs", "-l", "app.kubernetes.io/name=twill", "--all-containers", "--prefix", "--tail=30"},
+		{"-n", TwillNamespace, "logs", "-l", "app.kubernetes.io/name=twill", "--all-containers", "--prefix", "--tail=200"},
 	} {
 		said, err := c.Kubectl(ctx, args...)
 		fmt.Fprintf(&out, "--- kubectl %s\n%s\n", strings.Join(args, " "), said)
 		if err != nil {
 			fmt.Fprintln(&out, err)
+		}
+	}
+	agents, _ := c.Kubectl(ctx, "-n", TwillNamespace, "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", "jsonpath={.items[*].metadata.name}")
+	for pod := range strings.FieldsSeq(agents) {
+		said, _ := c.Kubectl(ctx, "-n", TwillNamespace, "exec", pod, "--", "twill", "status")
+		fmt.Fprintf(&out, "--- %s: twill status\n%s\n", pod, said)
+	}
+	for _, n := range c.Nodes {
+		// Userspace Open vSwitch finds its own way to the other end of a tunnel.
+		for _, words := range []string{"ovs-appctl ovs/route/show", "ovs-appctl tnl/neigh/show", "ovs-appctl dpctl/dump-flows -m"} {
+			said, err := n.Exec(ctx, "sh", "-c", "timeout 10 "+words+" 2>&1")
+			fmt.Fprintf(&out, "--- %s: %s\n%s\n", n.Name, words, said)
+			if err != nil {
+				fmt.Fprintln(&out, err)
+			}
 		}
 	}
 	return out.String() + c.LogTails(12)
