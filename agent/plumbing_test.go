@@ -22,8 +22,9 @@ import (
 // madeLinks remembers which links were made; a dummy Open vSwitch needs none.
 type madeLinks struct{ names []string }
 
-func (l *madeLinks) AddVeth(_ context.Context, v host.Veth) error {
+func (l *madeLinks) AddVeth(_ context.Context, v host.Veth, there func()) error {
 	l.names = append(l.names, v.Host)
+	there()
 	return nil
 }
 func (l *madeLinks) DeleteVeth(string) error        { return nil }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/twill-net/twill/agent/host"
@@ -35,7 +36,9 @@ func (m *Manager) Add(ctx context.Context, req *cni.Request, netns *os.File) (*c
 
 	path := fmt.Sprintf("/proc/self/fd/%d", netns.Fd())
 	r, made := m.intact(name, path)
-	if !made {
+	if made {
+		err = m.connect(ctx, r)
+	} else {
 		if _, known := m.find(name); known {
 			if err := m.remove(ctx, name); err != nil {
 				return nil, err
@@ -45,9 +48,6 @@ func (m *Manager) Add(ctx context.Context, req *cni.Request, netns *os.File) (*c
 			return nil, err
 		}
 		err = m.make(ctx, r, path)
-	}
-	if err == nil {
-		err = m.connect(ctx, r)
 	}
 	if err != nil {
 		// The caller may have given up already; what was made has to go all the same.
@@ -87,19 +87,34 @@ func (m *Manager) record(req *cni.Request, name string) record {
 	return r
 }
 
-// make builds the veth pair and begins with the port.
+// make builds the veth pair, and connects its host end to the bridge while the pod end is still being configured: what
+// the one waits for (ovs-vswitchd) is not what the other waits for (the kernel).
 func (m *Manager) make(ctx context.Context, r record, netns string) error {
-	if err := m.cfg.Links.AddVeth(ctx, m.veth(r, netns)); err != nil {
-		switch {
-		case errors.Is(err, host.ErrInterfaceTaken):
-			return cni.Errorf(cni.ErrInterfaceExists, "%w", err)
-		case errors.Is(err, host.ErrNoNetNS):
-			return cni.Errorf(cni.ErrInvalidNetNS, "%w", err)
-		}
-		return err
+	connecting, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	var both sync.WaitGroup
+	var connected error
+	made := m.cfg.Links.AddVeth(ctx, m.veth(r, netns), func() {
+		m.start(r.Port)
+		both.Go(func() {
+			if connected = m.portError(m.cfg.Ports.StartPort(connecting, m.cfg.Bridge, r.row())); connected == nil {
+				connected = m.connect(connecting, r)
+			}
+		})
+	})
+	if made != nil {
+		giveUp()
 	}
-	m.start(r.Port)
-	return m.portError(m.cfg.Ports.StartPort(ctx, m.cfg.Bridge, r.row()))
+	both.Wait()
+	switch {
+	case made == nil:
+		return connected
+	case errors.Is(made, host.ErrInterfaceTaken):
+		return cni.Errorf(cni.ErrInterfaceExists, "%w", made)
+	case errors.Is(made, host.ErrNoNetNS):
+		return cni.Errorf(cni.ErrInvalidNetNS, "%w", made)
+	}
+	return made
 }
 
 // connect waits for ovs-vswitchd to set the port up while the flows are applied for the OpenFlow number

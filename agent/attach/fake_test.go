@@ -156,13 +156,12 @@ func (n *node) SetPortIDs(_ context.Context, _, name string, ids map[string]stri
 	return nil
 }
 
-func (n *node) AddVeth(ctx context.Context, v host.Veth) error {
+func (n *node) AddVeth(ctx context.Context, v host.Veth, there func()) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.links[v.Host] = v
+	n.do(func() { n.links[v.Host] = v })
+	there()
 	return nil
 }
 
@@ -352,11 +351,11 @@ func (a mortalPorts) SetPortIDs(ctx context.Context, bridge, name string, ids ma
 
 type mortalLinks struct{ *agent }
 
-func (a mortalLinks) AddVeth(ctx context.Context, v host.Veth) error {
+func (a mortalLinks) AddVeth(ctx context.Context, v host.Veth, there func()) error {
 	if err := a.step("AddVeth"); err != nil {
 		return err
 	}
-	if err := a.links.AddVeth(ctx, v); err != nil {
+	if err := a.links.AddVeth(ctx, v, there); err != nil {
 		return err
 	}
 	return a.step("done AddVeth")

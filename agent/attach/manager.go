@@ -28,7 +28,7 @@ type Ports interface {
 
 // Links is the part of package host that is used here.
 type Links interface {
-	AddVeth(ctx context.Context, v host.Veth) error
+	AddVeth(ctx context.Context, v host.Veth, there func()) error
 	DeleteVeth(host string) error
 	CheckVeth(v host.Veth) []string
 	Veths(prefix string) ([]string, error)

@@ -10,9 +10,9 @@ type Links struct {
 }
 
 // AddVeth is the function AddVeth.
-func (l *Links) AddVeth(ctx context.Context, v Veth) error {
+func (l *Links) AddVeth(ctx context.Context, v Veth, there func()) error {
 	v.ProcSys = l.ProcSys
-	return AddVeth(ctx, v)
+	return AddVeth(ctx, v, there)
 }
 
 // CheckVeth is the function CheckVeth.

@@ -21,7 +21,7 @@ func newRoutedPod(t *testing.T) (pod, outside ns.NetNS, table NFTables) {
 	g := testGateway()
 	v := podVeth(pod)
 	v.Host, v.RouterMAC = g.Link, g.MAC
-	must(t, AddVeth(t.Context(), v))
+	must(t, AddVeth(t.Context(), v, nil))
 	g.RouterMAC = v.MAC
 	ensure(t, g)
 	must(t, (route{to: prefixes("203.0.113.0/24")[0], via: addrs("198.51.100.2")[0]}).put(mustSocket(t), linkOf(t, "uplink").Attrs().Index, 3))

@@ -21,7 +21,7 @@ func TestLinksThatWereDeletedAreGoneOnReturnAndTheirNamesFree(t *testing.T) {
 			for i := range errs {
 				v := podVeth(pod)
 				v.Host, v.IfName, v.Addresses, v.Gateways, v.Routes = fmt.Sprint("veth-p", i), fmt.Sprint("eth", i), nil, nil, nil
-				if err := AddVeth(t.Context(), v); err != nil {
+				if err := AddVeth(t.Context(), v, nil); err != nil {
 					return err
 				}
 			}

@@ -44,8 +44,10 @@ type Veth struct {
 	DefaultRoute bool
 	// Routes are further destinations reached by the gateway of their family.
 	Routes []netip.Prefix
-	// NoOffload turns transmit checksum and segmentation offload off on both ends. The userspace
-	// datapath reads packets as they are, and a checksum left to hardware would never be filled in.
+	// NoOffload turns transmit checksum and segmentation offload off on the pod end. The userspace
+	// datapath reads packets as they are, and a checksum left to hardware would never be filled in. What
+	// it sends itself by the host end is complete, and each change of that link costs ovs-vswitchd a look
+	// at its whole configuration.
 	NoOffload bool
 	// ProcSys is where sysctls of the pod are written; empty means /proc/sys.
 	ProcSys string
@@ -53,15 +55,16 @@ type Veth struct {
 
 // AddVeth makes the pair and everything inside the pod. A pair that is there already is completed,
 // what is right in it stays as it is; whatever a failed call made itself, it removes. Errors wrap
-// ErrInterfaceTaken or ErrNoNetNS where those are the cause.
-func AddVeth(ctx context.Context, v Veth) error {
-	if err := v.add(ctx); err != nil {
+// ErrInterfaceTaken or ErrNoNetNS where those are the cause. there, unless nil, is called once both ends are
+// there and the host end is as it has to be: what is done to that can begin beside what is left inside the pod.
+func AddVeth(ctx context.Context, v Veth, there func()) error {
+	if err := v.add(ctx, there); err != nil {
 		return fmt.Errorf("add interface %s to %s: %w", v.IfName, v.NetNS, err)
 	}
 	return nil
 }
 
-func (v Veth) add(ctx context.Context) error {
+func (v Veth) add(ctx context.Context, there func()) error {
 	if err := v.validate(); err != nil {
 		return err
 	}
@@ -76,7 +79,13 @@ func (v Veth) add(ctx context.Context) error {
 
 	made, err := v.create(p)
 	if err == nil {
-		err = v.configure(p)
+		err = v.configureHost(p.host)
+	}
+	if err == nil {
+		if there != nil {
+			there()
+		}
+		err = v.configurePod(p)
 	}
 	if err == nil {
 		err = ctx.Err()

@@ -30,11 +30,8 @@ func (v Veth) routes() []route {
 	return all
 }
 
-// configure makes both ends of an existing pair what they must be.
-func (v Veth) configure(p *pair) error {
-	if err := v.configureHost(p.host); err != nil {
-		return fmt.Errorf("host end %s: %w", v.Host, err)
-	}
+// configurePod makes the pod end of an existing pair what it must be.
+func (v Veth) configurePod(p *pair) error {
 	link, err := p.pod.LinkByName(v.IfName)
 	if err != nil {
 		return fmt.Errorf("look for it: %w", err)
@@ -81,23 +78,18 @@ func (v Veth) configure(p *pair) error {
 func (v Veth) configureHost(h *netlink.Handle) error {
 	link, err := h.LinkByName(v.Host)
 	if err != nil {
-		return err
+		return fmt.Errorf("look for the host end %s: %w", v.Host, err)
 	}
 	if err := h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !noIPv6(err) {
-		return fmt.Errorf("keep IPv6 link-local addresses away: %w", err)
+		return fmt.Errorf("host end %s: keep IPv6 link-local addresses away: %w", v.Host, err)
 	}
 	if link.Attrs().MTU != v.MTU {
 		if err := h.LinkSetMTU(link, v.MTU); err != nil {
-			return fmt.Errorf("set an MTU of %d: %w", v.MTU, err)
-		}
-	}
-	if v.NoOffload {
-		if _, err := noOffload(v.Host); err != nil {
-			return err
+			return fmt.Errorf("host end %s: set an MTU of %d: %w", v.Host, v.MTU, err)
 		}
 	}
 	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set it up: %w", err)
+		return fmt.Errorf("host end %s: set it up: %w", v.Host, err)
 	}
 	return nil
 }
@@ -169,11 +161,6 @@ func (v Veth) checkHost(h *netlink.Handle, inside netlink.Link) (wrong []string)
 	}
 	if attrs.MTU != v.MTU {
 		wrong = append(wrong, fmt.Sprintf("host end %s has an MTU of %d, not %d", v.Host, attrs.MTU, v.MTU))
-	}
-	if v.NoOffload {
-		if on, err := offloads(v.Host); err != nil || len(on) > 0 {
-			wrong = append(wrong, fmt.Sprintf("host end %s %s", v.Host, offloadSentence(on, err)))
-		}
 	}
 	return wrong
 }

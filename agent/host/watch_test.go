@@ -72,7 +72,7 @@ func TestAPodThatComesUpIsNoCauseButOneThatIsDeletedIs(t *testing.T) {
 	newHost(t)
 	v := podVeth(newNetNS(t))
 	kicks := watch(t)
-	must(t, AddVeth(t.Context(), v))
+	must(t, AddVeth(t.Context(), v, nil))
 	must(t, DeleteVeths(v.Host))
 	for _, want := range []string{"link veth0a1b2c went down", "link veth0a1b2c deleted"} {
 		if cause := <-kicks; cause != want {
@@ -90,7 +90,7 @@ func TestThePodLinksThatTheCallerKnowsAreNoCause(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- w.run(ctx) }()
-	must(t, AddVeth(t.Context(), v))
+	must(t, AddVeth(t.Context(), v, nil))
 	must(t, DeleteVeths(v.Host))
 	addBridge(t, "last")
 	if cause := <-kicks; cause != "link last added" {
