@@ -162,7 +162,7 @@ func TestTheCommandsAreTheseAndWithoutTheToolTheRemedyIsNamed(t *testing.T) {
 	}
 	expect(t, "commands", x.ran, []string{
 		"/bin/ovs-ofctl -O OpenFlow15 -vconsole:off --names dump-flows unix:/run/x/br.mgmt table=3",
-		"/bin/ovs-ofctl -O OpenFlow15 -vconsole:off bundle unix:/run/x/br.mgmt - < flow add actions=drop\n",
+		"/bin/ovs-ofctl -O OpenFlow15 -vconsole:off --no-names bundle unix:/run/x/br.mgmt - < flow add actions=drop\n",
 	})
 	x.missing = true
 	expectError(t, s.Apply(ctx, "flow add actions=drop"), "install openvswitch-switch")

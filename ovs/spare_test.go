@@ -41,6 +41,34 @@ func TestAKeptReadyProcessAppliesTheNextBundleAndIsReplaced(t *testing.T) {
 	}
 }
 
+// It may be started before the bridge is there, and must not ask the switch for anything before it has its input.
+func TestAKeptReadyProcessDoesNotConnectBeforeItHasABundle(t *testing.T) {
+	s := switchOf(t)
+	ctx := testContext(t)
+	socket := strings.TrimPrefix(s.target, "unix:")
+	if err := os.Rename(socket, socket+".later"); err != nil {
+		t.Fatal(err)
+	}
+	s.KeepReady(ctx)
+	pid := s.waiting()
+	for { // until it reads descriptor 0, or has ended
+		call, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+		if fields := strings.Fields(string(call)); err != nil || len(fields) > 1 && fields[1] == "0x0" {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("it does not read its input: %q", call)
+		}
+		time.Sleep(time.Millisecond) // nothing tells of that
+	}
+	if err := os.Rename(socket+".later", socket); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Apply(ctx, "flow add cookie=1,actions=drop\n"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestARefusalByAKeptReadyProcessNamesTheLine(t *testing.T) {
 	s := switchOf(t)
 	ctx := testContext(t)
