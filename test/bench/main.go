@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/twill-net/twill/test/cluster"
 	"github.com/twill-net/twill/test/lab"
 )
 
@@ -29,12 +30,14 @@ const limit = 40 * time.Minute
 
 // part is one of the things that are measured.
 type part struct {
-	name string
-	run  func(ctx context.Context, labName string) error
+	name  string
+	run   func(ctx context.Context, labName string) error
+	asked bool // run only when it is named
 }
 
 func main() {
-	only := flag.String("only", "", "parts to run, separated by commas: cni, nodes, services, policies, traffic; empty means all")
+	cluster.Hold()
+	only := flag.String("only", "", "parts to run, separated by commas: cni, nodes, services, policies, traffic, api; empty means all but api, which builds Kubernetes the first time")
 	name := flag.String("name", "bench", "prefix of the labs' names")
 	flag.Parse()
 	if err := run(*only, *name); err != nil {
@@ -44,12 +47,17 @@ func main() {
 }
 
 func run(only, name string) error {
-	parts := []part{{"cni", benchCNI}, {"nodes", benchNodes}, {"services", benchServices}, {"policies", benchPolicies}, {"traffic", benchTraffic}}
-	var names []string
+	parts := []part{
+		{"cni", benchCNI, false}, {"nodes", benchNodes, false}, {"services", benchServices, false}, {"policies", benchPolicies, false},
+		{"traffic", benchTraffic, false}, {"api", benchAPI, true},
+	}
+	var names, wanted []string
 	for _, p := range parts {
 		names = append(names, p.name)
+		if !p.asked {
+			wanted = append(wanted, p.name)
+		}
 	}
-	wanted := names
 	if only != "" {
 		wanted = strings.Split(only, ",")
 	}

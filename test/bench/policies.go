@@ -129,28 +129,38 @@ func (b policyBench) latency(ctx context.Context) error {
 
 // change writes the policy while probes run, and takes it away again.
 func (b policyBench) change(ctx context.Context) (time.Duration, error) {
-	p, err := newProbe(b.client, b.server)
+	took, _, err := timeBlocked(ctx, b.client, b.server,
+		func() error { return b.write("deny.yaml", denyServer) },
+		func() error { return b.write("deny.yaml", "") })
+	return took, err
+}
+
+// timeBlocked is how long after deny began the first probe was sent after which none arrived, and how long deny itself
+// took. It returns once probes arrive again, after allow.
+func timeBlocked(ctx context.Context, from, to lab.Pod, deny, allow func() error) (blocked, request time.Duration, err error) {
+	p, err := newProbe(from, to)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer p.close()
 	if err := p.until(ctx, "the first probe arrives", func() bool { return p.last.Load() >= 0 }); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	began := time.Now()
-	if err := b.write("deny.yaml", denyServer); err != nil {
-		return 0, err
+	if err := deny(); err != nil {
+		return 0, 0, err
 	}
+	request = time.Since(began)
 	const silence = 150
 	if err := p.until(ctx, "probes are blocked", func() bool { return p.sent.Load()-p.last.Load() > silence }); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	took := p.at(p.last.Load() + 1).Sub(began)
-	if err := b.write("deny.yaml", ""); err != nil {
-		return 0, err
+	blocked = p.at(p.last.Load() + 1).Sub(began)
+	if err := allow(); err != nil {
+		return 0, 0, err
 	}
 	last := p.last.Load()
-	return took, p.until(ctx, "probes arrive again", func() bool { return p.last.Load() > last })
+	return blocked, request, p.until(ctx, "probes arrive again", func() bool { return p.last.Load() > last })
 }
 
 // probe sends a numbered packet each millisecond, and remembers when.

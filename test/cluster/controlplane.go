@@ -116,6 +116,9 @@ func (c *Cluster) ControlCommand(ctx context.Context, argv ...string) *exec.Cmd 
 	}, argv...)...)
 }
 
+// ControlNetNS is the path of the control plane's network namespace.
+func (c *Cluster) ControlNetNS() string { return netnsPath(c.namespace("cp")) }
+
 // Kubectl runs kubectl as the admin and returns what it printed.
 func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 	return c.KubectlStdin(ctx, "", args...)

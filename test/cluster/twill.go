@@ -79,6 +79,15 @@ func (c *Cluster) Exec(ctx context.Context, pod string, argv ...string) (string,
 	return c.Kubectl(ctx, append([]string{"exec", pod, "--"}, argv...)...)
 }
 
+// PodNetNS is the path, on this machine, of the network namespace of the node's pod that has an address.
+func (n *Node) PodNetNS(ctx context.Context, address string) (string, error) {
+	path, err := n.Exec(ctx, "sh", "-c", `for s in /run/netns/*; do nsenter --net="$s" ip -o addr show to "$0" 2>/dev/null | grep -q . && echo "$s" && exit; done; exit 1`, address)
+	if err != nil {
+		return "", fmt.Errorf("%s has no pod with address %s: %w", n.Name, address, err)
+	}
+	return fmt.Sprintf("/proc/%d/root%s", n.PID(), path), nil
+}
+
 // Left lists what of Twill is on the node: bridge ports, links, nftables tables, routes, CNI files, sockets.
 func (n *Node) Left(ctx context.Context) ([]string, error) {
 	var left []string
