@@ -96,7 +96,10 @@ given and has no flows.`,
 }
 
 func flowsText(s screen, list []inspect.Flow, before map[string]inspect.Flow, took time.Duration, raw bool) {
-	last := "\x00"
+	last, table := "\x00", 9
+	for _, f := range list {
+		table = max(table, len(f.Table))
+	}
 	for _, f := range list {
 		owner := string(f.Owner)
 		if owner == "" {
@@ -117,7 +120,7 @@ func flowsText(s screen, list []inspect.Flow, before map[string]inspect.Flow, to
 		case inspect.Altered:
 			mark = "CHANGED BY SOMEBODY: "
 		}
-		s.put(fmt.Sprintf("  %-9s %s  ", f.Table, seen), mark+f.Sentence)
+		s.put(fmt.Sprintf("  %-*s %s  ", table, f.Table, seen), mark+f.Sentence)
 		if raw {
 			fmt.Fprintln(s, "            "+s.dim(f.Raw))
 		}

@@ -78,9 +78,13 @@ func texts() map[string]func(screen) {
 		"why-service":   func(s screen) { whyText(s, sampleServiceWhy()) },
 		"why-rejected":  func(s screen) { whyText(s, sampleRejected()) },
 		"verify-groups": func(s screen) { verifyText(s, sampleGroups()) },
+		"verify-dump":   func(s screen) { verifyText(s, sampleUngrouped()) },
 		"trace":         func(s screen) { traceText(s, sampleTrace(), false) },
 		"drops": func(s screen) {
-			dropsText(s, []inspect.Drop{{Reason: flows.DropSpoofed, Owner: "pod/default/web-0", Sentence: flows.DropSpoofed.Sentence(), Packets: 4, Bytes: 392}, {Reason: flows.DropTransit, Owner: "pipeline"}}, nil, 0, false)
+			dropsText(s, []inspect.Drop{{Reason: flows.DropSpoofed, Owner: "pod/default/web-0", Sentence: flows.DropSpoofed.Sentence(), Packets: 4, Bytes: 392, Last: []inspect.DroppedPacket{
+				{From: "pod default/web-0", Protocol: "tcp", Source: "203.0.113.9", Destination: "198.18.1.3", SourcePort: 40000, DestinationPort: 80, More: 2, Ago: 0.42},
+				{From: "pod default/web-0", Protocol: "icmpv6", Source: "2001:db8::9", Destination: "2001:db8:1:1::3"},
+				{From: "pod default/web-0", Protocol: "udp", Source: "2001:db8::9", Destination: "2001:db8:1:1::3", SourcePort: 40000, DestinationPort: 53}}}, {Reason: flows.DropTransit, Owner: "pipeline"}}, nil, 0, false)
 		},
 		"why": func(s screen) {
 			whyText(s, whyResult{Path: []string{"worker-1", "worker-2"}, Why: inspect.Why{
@@ -91,7 +95,8 @@ func texts() map[string]func(screen) {
 		},
 		"verify": func(s screen) {
 			verifyText(s, inspect.Verification{Node: "worker-1", Wanted: 76, Live: 76, Sampled: 300,
-				Flows:    []flows.Difference{{Kind: flows.Altered, Owner: "pod/shop/db", Wanted: "cookie=0x2,table=60,priority=200,ip,nw_dst=198.18.1.3 actions=goto_table:90", Live: "cookie=0x2,table=60,priority=200,ip,nw_dst=198.18.1.3 actions=drop", What: `actions are "drop", wanted "goto_table:90"`}},
+				Flows:   []flows.Difference{{Kind: flows.Altered, Owner: "pod/shop/db", Wanted: "cookie=0x2,table=60,priority=200,ip,nw_dst=198.18.1.3 actions=goto_table:90", Live: "cookie=0x2,table=60,priority=200,ip,nw_dst=198.18.1.3 actions=drop", What: `actions are "drop", wanted "goto_table:90"`}},
+				Learned: 2, Untold: 7, UntoldPackets: []string{"TCP to port 80 from 198.18.1.4 (pod default/old) to 198.19.0.10 (Service default/web)", "UDP to port 53 from 198.18.1.4 (pod default/old) to 198.19.0.53 (Service default/dns)"},
 				Verdicts: []inspect.VerdictFailure{{What: "TCP to port 80 from 198.18.1.2 (pod default/web-0) to 198.18.1.3 (pod shop/db)", Packet: "in_port=1,tcp,nw_dst=198.18.1.3", Expected: "delivered to pod shop/db", Got: "dropped (altered): dropped at route"}},
 			})
 		},
