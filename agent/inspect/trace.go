@@ -72,7 +72,7 @@ type Trace struct {
 	Remembered bool `json:"remembered,omitempty"`
 	// Answer is the question for the answer to this packet.
 	Answer *Next `json:"answer,omitempty"`
-	// Datapath and Megaflow are as OVS prints them.
+	// Datapath and Megaflow are as OVS prints them; of Datapath all passes that connection tracking divides.
 	Datapath string `json:"datapathActions"`
 	Megaflow string `json:"megaflow"`
 	Raw      string `json:"raw"`
@@ -103,7 +103,7 @@ func (s *Subject) trace(ctx context.Context, tracer Tracer, w *flows.World, p pa
 		return Trace{}, err
 	}
 	names := flows.NamesOf(w)
-	out := Trace{Node: s.Node, What: p.words(w, names), Packet: p.spec(), Datapath: t.Datapath, Megaflow: t.Megaflow, Raw: text}
+	out := Trace{Node: s.Node, What: p.words(w, names), Packet: p.spec(), Datapath: strings.Join(t.Passes, ", then "), Megaflow: t.Megaflow, Raw: text}
 	suspect := false
 	s.View(func(d *flows.Desired, _ *flows.World) {
 		suspect = slices.ContainsFunc(t.Steps, func(x flows.Step) bool { return !x.Of(d) })
@@ -124,6 +124,9 @@ func (s *Subject) trace(ctx context.Context, tracer Tracer, w *flows.World, p pa
 		}
 		out.choose(d, w, names, t)
 	})
+	if _, tunnel := t.Exits(); misled(w, text, tunnel) {
+		out.Datapath += ", and the tunnel, which ofproto/trace leaves out when it resumes"
+	}
 	out.Verdict = judge(w, names, text, t, out.Steps)
 	out.Next, out.Answer = onward(w, p, t, out.Verdict), answer(w, p, t, out.Verdict)
 	for _, x := range out.Steps {

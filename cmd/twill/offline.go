@@ -25,7 +25,7 @@ type offline struct {
 
 func (o *offline) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.bundle, "bundle", "", "report of `twill report` to look at instead of a live node")
+	f.StringVar(&o.bundle, "bundle", "", "report (twill report) to look at instead of a live node")
 	f.StringVar(&o.dump, "dump", "", "output of ovs-ofctl dump-flows to look at instead of a live node, - for standard input")
 	f.StringVar(&o.groups, "groups", "", "output of ovs-ofctl dump-groups, for --dump where Services are served")
 	f.StringVar(&o.manifests, "manifests", "", "directory with the objects of the cluster, for --dump")

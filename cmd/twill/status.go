@@ -82,7 +82,7 @@ func statusText(s screen, st agent.Status) {
 	line("address", "%s", st.Why)
 	line("MTU", "%d bytes for pods, %d on %s", st.MTU, st.LinkMTU, st.Interface)
 	for _, r := range st.Addresses.Ranges {
-		line("podCIDR", "%s: %d addresses used, %d resting, %d free", r.CIDR, r.Used, r.Cooling, r.Free)
+		line("podCIDR", "%s: %d addresses used, %d resting, %s free", r.CIDR, r.Used, r.Cooling, plenty(r.Free))
 	}
 	line("flows", "%d wanted, %s; last change added %d, deleted %d in %.0f ms for %s", st.Flows, liveWords(st), st.Last.Added, st.Last.Deleted, st.Last.TookMS, st.Last.Cause)
 	line("repaired", "%d flows, %d things of the host that others had changed", st.Repaired.Flows, st.Repaired.Host)
@@ -159,7 +159,7 @@ func ipamText(s screen, st agent.Status) {
 	}
 	rows := [][]string{{"PODCIDR", "USED", "RESTING", "FREE", "CAPACITY"}}
 	for _, r := range st.Addresses.Ranges {
-		rows = append(rows, []string{r.CIDR.String(), fmt.Sprint(r.Used), fmt.Sprint(r.Cooling), fmt.Sprint(r.Free), fmt.Sprint(r.Capacity)})
+		rows = append(rows, []string{r.CIDR.String(), fmt.Sprint(r.Used), fmt.Sprint(r.Cooling), plenty(r.Free), plenty(r.Capacity)})
 	}
 	table(s, rows...)
 	rows = [][]string{{"ADDRESS", "POD"}}
@@ -193,4 +193,12 @@ func podsText(s screen, st agent.Status) {
 		}
 	}
 	table(s, rows...)
+}
+
+// plenty is a number of addresses; those of an IPv6 range nobody counts.
+func plenty[N int | int64 | uint64](n N) string {
+	if float64(n) >= 1e12 {
+		return "over 10^12"
+	}
+	return fmt.Sprint(n)
 }

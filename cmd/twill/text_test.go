@@ -151,3 +151,23 @@ func TestOnlyATerminalSeesColour(t *testing.T) {
 		t.Error("a buffer is no terminal")
 	}
 }
+
+// TestHelpFitsTheScreen: only examples, which are there to be copied, and a flag's default may be wider.
+func TestHelpFitsTheScreen(t *testing.T) {
+	t.Setenv("COLUMNS", "80")
+	for _, command := range append(commands(), []string{}, []string{"check"}, []string{"agent"}, []string{"uninstall"}, []string{"policy", "preview"}) {
+		code, out, _ := twill(t, "twill", append(append([]string{}, command[:min(1, len(command))]...), "--help")...)
+		if code != 0 || !strings.Contains(out, "Usage:") || !strings.Contains(out, "--help") {
+			t.Errorf("%v: status %d, %q", command, code, out)
+		}
+		for line := range strings.Lines(out) {
+			line = strings.TrimRight(line, "\n")
+			if utf8.RuneCountInString(line) > 80 && !strings.HasPrefix(line, "  twill ") && !strings.HasPrefix(line, "  ovs-ofctl ") && !strings.Contains(line, "(default \"") && strings.Contains(strings.TrimSpace(line), " ") {
+				t.Errorf("%v: %d columns: %q", command, utf8.RuneCountInString(line), line)
+			}
+		}
+	}
+	if _, out, _ := twill(t, "twill", "why", "--help"); !strings.Contains(out, "\n      --endpoint string          ADDRESS:PORT of the endpoint that the Service\n                                 shall choose;") {
+		t.Errorf("why --help:\n%s", out)
+	}
+}
