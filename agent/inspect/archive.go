@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -215,17 +216,30 @@ func saved(node, bridge string, w *flows.World, installed []ovs.Installed, group
 	}
 }
 
-// numbered gives tables that a dump names (--names) their numbers.
+// namedTable is where an action leads to a table.
+var namedTable = regexp.MustCompile(`(goto_table:|table=|resubmit\(,)("[^"]+"|[a-z][a-z-]*)`)
+
+// numbered gives tables that a dump names (--names) their numbers, also in actions.
 func numbered(list []ovs.Installed) error {
+	number := map[string]flows.Table{}
+	for _, t := range flows.Tables() {
+		number[t.String()] = t
+	}
 	for i, f := range list {
-		if f.TableName == "" {
-			continue
+		if f.TableName != "" {
+			t, known := number[f.TableName]
+			if !known {
+				return fmt.Errorf("the flow dump has a table %q, which this twill does not know: use the twill of the node's agent", f.TableName)
+			}
+			list[i].Table, list[i].TableName = uint8(t), ""
 		}
-		at := slices.IndexFunc(flows.Tables(), func(t flows.Table) bool { return t.String() == f.TableName })
-		if at < 0 {
-			return fmt.Errorf("the flow dump has a table %q, which this twill does not know: use the twill of the node's agent", f.TableName)
-		}
-		list[i].Table, list[i].TableName = uint8(flows.Tables()[at]), ""
+		list[i].Actions = namedTable.ReplaceAllStringFunc(f.Actions, func(text string) string {
+			m := namedTable.FindStringSubmatch(text)
+			if t, known := number[strings.Trim(m[2], `"`)]; known {
+				return m[1] + fmt.Sprint(uint8(t))
+			}
+			return text // shown as it stands, as something that is altered
+		})
 	}
 	return nil
 }

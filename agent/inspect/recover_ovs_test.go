@@ -50,3 +50,29 @@ func TestADumpOfARealBridgeAnswersAsTheBridge(t *testing.T) {
 		}
 	}
 }
+
+// TestADumpWithNamesIsTheSame: ovs-ofctl prints names of ports and tables on a terminal, numbers into a file.
+func TestADumpWithNamesIsTheSame(t *testing.T) {
+	n := startNode(t, city(t), 1, 2, 3)
+	groups, err := n.sw.Groups(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	named, err := n.o.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "--names", "dump-flows", bridgeName)
+	if err != nil || !strings.Contains(named, "in_port=p1") || !strings.Contains(named, "output:twill0") || !strings.Contains(named, "table=route") {
+		t.Fatalf("%v: no names in %s", err, named)
+	}
+	d := inspect.Dump{Flows: named, Groups: groups, Manifests: directory(t, nodeManifests(), cityManifests)}
+	s, err := inspect.Recover(d, ovs.System())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.Verify(t.Context(), 0, 0)
+	if err != nil || v.Differences() != 0 || v.Live < 200 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	d.Flows += " cookie=0x1, table=route, priority=1,in_port=nobody actions=drop\n"
+	if _, err := inspect.Recover(d, ovs.System()); err == nil || !strings.Contains(err.Error(), `names a port "nobody", whose number it does not tell: have it written with --no-names`) {
+		t.Errorf("a name that nothing explains: %v", err)
+	}
+}

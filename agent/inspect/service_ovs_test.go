@@ -69,6 +69,36 @@ func TestTraceFollowsServicesAndPolicies(t *testing.T) {
 	}
 }
 
+// TestATraceThatResumesWithItsTunnelIsNotDropped: where the userspace datapath follows the tunnel, ofproto/trace takes the far
+// end that was chosen before connection tracking for the address that the packet came to, and calls it dropped.
+func TestATraceThatResumesWithItsTunnelIsNotDropped(t *testing.T) {
+	n := startNode(t, city(t), 1, 2, 3)
+	s := n.subject()
+	q := inspect.Question{From: "host", To: "203.0.113.8", Source: "203.0.113.9", Proto: "tcp", Port: 80, Endpoint: "198.18.2.9:8080"}
+	good, err := s.Trace(t.Context(), q)
+	if err != nil || good.Verdict.Outcome != inspect.Tunnelled {
+		t.Fatalf("%+v, %v", good.Verdict, err)
+	}
+	head, rest, ok := strings.Cut(good.Raw, "-> output port is 32768\n")
+	before, _, found := strings.Cut(rest, "Datapath actions: ")
+	if !ok || !found {
+		t.Fatalf("no way through the tunnel in %s", good.Raw)
+	}
+	misled := head + "-> output port is 32768\n     >> Not tunneling to our own address\n" + before + "Datapath actions: drop\n"
+	s.Tracer = func(context.Context) (inspect.Tracer, error) { return recorded(misled), nil }
+	q.Endpoint = ""
+	tr, err := s.Trace(t.Context(), q)
+	if err != nil || tr.Verdict.Outcome != inspect.Tunnelled || tr.Verdict.To != "beta" || !strings.HasSuffix(tr.Datapath, ", and the tunnel, which ofproto/trace leaves out when it resumes") {
+		t.Errorf("%+v, datapath %s, %v", tr.Verdict, tr.Datapath, err)
+	}
+	s.Tracer = func(context.Context) (inspect.Tracer, error) {
+		return recorded(strings.ReplaceAll(misled, "198.51.100.2", "198.51.100.1")), nil // to itself, indeed
+	}
+	if tr, err := s.Trace(t.Context(), q); err != nil || tr.Verdict.Outcome != inspect.Dropped {
+		t.Errorf("to the node's own address: %+v, %v", tr.Verdict, err)
+	}
+}
+
 // TestACityThatHoldsWhatIsWantedVerifies is TestABridgeThatHoldsWhatIsWantedVerifies with Services and policies.
 func TestACityThatHoldsWhatIsWantedVerifies(t *testing.T) {
 	n := startNode(t, city(t), 1, 2, 3)
