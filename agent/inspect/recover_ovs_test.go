@@ -39,13 +39,21 @@ func TestADumpOfARealBridgeAnswersAsTheBridge(t *testing.T) {
 		{From: "default/web-0", To: "shop/db", Proto: "tcp", Port: 5432},
 		{From: "default/old", To: "198.18.2.77", Proto: "udp", Port: 7},
 		{From: "node/beta", To: "198.18.1.99", Source: "198.18.2.9", Proto: "tcp", Port: 1},
+		// Each client gets the endpoint that a hash of its address chooses.
+		{From: "host", To: "198.19.0.53", Source: "203.0.113.1", Proto: "udp", Port: 53},
+		{From: "host", To: "198.19.0.53", Source: "203.0.113.2", Proto: "udp", Port: 53},
+		{From: "host", To: "198.19.0.53", Source: "203.0.113.3", Proto: "udp", Port: 53},
+		{From: "host", To: "198.19.0.53", Source: "203.0.113.4", Proto: "udp", Port: 53},
+		{From: "host", To: "198.19.0.53", Source: "203.0.113.5", Proto: "udp", Port: 53},
+		{From: "host", To: "198.19.0.53", Source: "203.0.113.6", Proto: "udp", Port: 53},
+		{From: "host", To: "198.19.0.53", Source: "203.0.113.7", Proto: "udp", Port: 53},
 	} {
 		want, err := live.Why(t.Context(), q)
 		if err != nil {
 			t.Fatal(err)
 		}
 		got, err := s.Why(t.Context(), q)
-		if err != nil || got.Sentence != want.Sentence || got.Because != want.Because || got.Remedy != want.Remedy || strings.Join(got.Notes, "\n") != strings.Join(want.Notes, "\n") {
+		if err != nil || got.Endpoint != want.Endpoint || got.Sentence != want.Sentence || got.Because != want.Because || got.Remedy != want.Remedy || strings.Join(got.Notes, "\n") != strings.Join(want.Notes, "\n") {
 			t.Errorf("%+v:\n  dump   %s, because %s %q (%v)\n  bridge %s, because %s %q", q, got.Sentence, got.Because, got.Notes, err, want.Sentence, want.Because, want.Notes)
 		}
 	}

@@ -34,9 +34,10 @@ func sampleStatus() agent.Status {
 		Watchers:  []agent.Watcher{{Name: "kubernetes", Problem: "no answer from https://192.0.2.1:6443 since 12:00:03"}, {Name: "ovsdb"}, {Name: "ovs-vswitchd"}},
 		Addresses: attach.Usage{Ranges: []attach.Range{{CIDR: netip.MustParsePrefix("198.18.1.0/24"), Used: 2, Cooling: 1, Free: 250, Capacity: 253}}},
 		Peers: []agent.PeerStatus{
-			{Node: "worker-2", Tunnel: a("198.51.100.2"), Reachable: &yes, RTTMS: 0.42, Last: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)},
+			{Node: "worker-2", Tunnel: a("198.51.100.2"), Reachable: &yes, RTTMS: 0.42, MTU: 1450, Last: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)},
 			{Node: "worker-3", Tunnel: a("198.51.100.3"), Reachable: &no, Last: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC), Problem: "no answer within 1s"},
 			{Node: "worker-4", Tunnel: a("198.51.100.4")},
+			{Node: "worker-5", Tunnel: a("198.51.100.5"), Reachable: &yes, RTTMS: 1.07, Narrow: true, Last: time.Date(2026, 1, 2, 3, 4, 7, 0, time.UTC), Problem: "small packets pass, those of 1450 bytes do not"},
 		},
 		Pods: []agent.PodStatus{{Namespace: "default", Name: "web-0", IfName: "eth0", Port: "tw0a1b2c3d4e5f6", OFPort: 1, MAC: "0a:58:c6:12:01:02", MTU: 1450,
 			Addresses: []netip.Addr{a("198.18.1.2"), a("2001:db8:1:1::2")}}},
