@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/twill-net/twill/agent/inspect"
 	"github.com/twill-net/twill/agent/preview"
@@ -14,6 +15,13 @@ type LiveFlow = inspect.Flow
 
 // subject is this node as the operator's tools look at it.
 func (a *Agent) subject() *inspect.Subject {
+	drops := &glance{now: time.Now, read: func(ctx context.Context) (string, error) {
+		d, err := a.daemon.current()
+		if err != nil {
+			return "", err
+		}
+		return d.Call(ctx, "dpctl/dump-flows", "-m", a.plumbing.datapath()+"@ovs-"+a.plumbing.datapath())
+	}}
 	return &inspect.Subject{
 		Node: a.cfg.NodeName, Bridge: a.cfg.Bridge,
 		View: func(read func(*flows.Desired, *flows.World)) {
@@ -28,7 +36,9 @@ func (a *Agent) subject() *inspect.Subject {
 			}
 			return d, nil
 		},
-		Behind: func() error { return errors.Join(a.loop.ready(), a.source.Alive()) },
+		Megaflows: drops.megaflows,
+		Datapath:  a.plumbing.datapath,
+		Behind:    func() error { return errors.Join(a.loop.ready(), a.source.Alive()) },
 	}
 }
 

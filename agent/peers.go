@@ -27,7 +27,12 @@ type PeerStatus struct {
 	RTTMS     float64   `json:"rttMilliseconds"`
 	Last      time.Time `json:"lastProbed"`
 	Problem   string    `json:"problem,omitempty"`
+	// MTU is the largest IP packet in bytes, that of pods, which was seen to pass both ways at the last probe; 0 if
+	// none was. Narrow is true when small packets pass and those do not.
+	MTU    int  `json:"verifiedMTU"`
+	Narrow bool `json:"narrow,omitempty"`
 
+	unfit    int                 // large probes in a row that were not answered
 	gateways map[bool]netip.Addr // by "is IPv4"
 	known    time.Time           // since when
 }
@@ -36,7 +41,7 @@ type PeerStatus struct {
 // back with real packets, and keeps the underlay's neighbour entries warm: userspace OVS drops the first
 // packet to a peer whose MAC address it has to ask for.
 type peers struct {
-	probe    func(ctx context.Context, from, to netip.Addr) (time.Duration, error)
+	probe    func(ctx context.Context, from, to netip.Addr, size int) (time.Duration, error)
 	interval time.Duration
 	log      logrus.FieldLogger
 
@@ -45,6 +50,7 @@ type peers struct {
 	mu      sync.Mutex
 	self    flows.Node
 	local   netip.Addr
+	mtu     int
 	status  map[string]*PeerStatus
 	since   time.Time // when the first World became known
 	settled bool      // the peers of the start have been tried, or waited for long enough
@@ -80,7 +86,7 @@ func (p *peers) follow(before, now *flows.World) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.self, p.local = now.Node, now.Tunnel.Local
+	p.self, p.local, p.mtu = now.Node, now.Tunnel.Local, now.MTU
 	if p.since.IsZero() {
 		p.since = time.Now()
 	}
@@ -179,10 +185,10 @@ func (p *peers) path(name string) (from, to netip.Addr, ok bool) {
 }
 
 // ask probes up to twice.
-func (p *peers) ask(ctx context.Context, from, to netip.Addr) (rtt time.Duration, err error) {
+func (p *peers) ask(ctx context.Context, from, to netip.Addr, size int) (rtt time.Duration, err error) {
 	for _, patience := range []time.Duration{askTime, probeTimeout} {
 		attempt, cancel := context.WithTimeout(ctx, patience)
-		rtt, err = p.probe(attempt, from, to)
+		rtt, err = p.probe(attempt, from, to, size)
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return rtt, err
@@ -212,7 +218,15 @@ func (p *peers) allTried() error {
 }
 
 func (p *peers) one(ctx context.Context, name string, from, to netip.Addr) {
-	rtt, err := p.ask(ctx, from, to)
+	rtt, err := p.ask(ctx, from, to, 0)
+	p.mu.Lock()
+	mtu := p.mtu
+	p.mu.Unlock()
+	fits := false
+	if err == nil && mtu > 0 {
+		_, large := p.ask(ctx, from, to, mtu)
+		fits = large == nil
+	}
 	if ctx.Err() != nil {
 		return // the agent ends; that says nothing about the peer
 	}
@@ -232,11 +246,40 @@ func (p *peers) one(ctx context.Context, name string, from, to netip.Addr) {
 		if was == nil || !*was {
 			entry.WithField("rtt", rtt).Info("peer up")
 		}
+		s.fit(fits, mtu, entry)
 		return
 	}
+	s.MTU, s.Narrow, s.unfit = 0, false, 0
 	s.Problem = err.Error()
 	if was == nil || *was {
 		entry.WithError(err).Warn("peer does not answer through the tunnel")
+	}
+}
+
+// unfitOften is how many large probes in a row have to stay without an answer before a peer counts as narrow.
+const unfitOften = 2
+
+// fit takes in whether a packet of the MTU has passed both ways.
+func (s *PeerStatus) fit(fits bool, mtu int, log logrus.FieldLogger) {
+	was := s.Narrow
+	switch {
+	case mtu == 0:
+		return
+	case fits:
+		s.MTU, s.Narrow, s.unfit = mtu, false, 0
+		if was {
+			log.WithField("mtu", mtu).Info("packets of the MTU pass again")
+		}
+		return
+	}
+	s.MTU = 0
+	if s.unfit++; s.unfit < unfitOften {
+		return
+	}
+	s.Narrow = true
+	s.Problem = fmt.Sprintf("small packets pass, those of %d bytes do not", mtu)
+	if !was {
+		log.WithField("mtu", mtu).Warn("packets of the MTU do not pass through the tunnel; a link between the nodes has a smaller MTU")
 	}
 }
 

@@ -96,6 +96,10 @@ func (a *Agent) status(ctx context.Context) Status {
 		if p.Reachable != nil && !*p.Reachable {
 			s.Problems = append(s.Problems, fmt.Sprintf("peer %s does not answer through the tunnel (%s): is UDP port %d open between the nodes, does its agent run?", p.Node, p.Tunnel, a.set.tunnelPort))
 		}
+		if p.Narrow {
+			s.Problems = append(s.Problems, fmt.Sprintf("peer %s (%s): %s, so large transfers hang: a link between the nodes has a smaller MTU than %d on %s; raise it, or set --mtu of every agent to what passes",
+				p.Node, p.Tunnel, p.Problem, s.LinkMTU, s.Interface))
+		}
 	}
 	s.Repaired = Repairs{Flows: a.meter.drifted("flow"), Host: a.meter.drifted("host")}
 	for _, w := range []struct {

@@ -139,6 +139,9 @@ func (n *Names) actionWords(t Table, a Action) string {
 }
 
 func (n *Names) setWords(t Table, value, field string) string {
+	if t == Sticky {
+		return n.rememberedWords(value, field)
+	}
 	switch field {
 	case "reg0":
 		return map[string]string{

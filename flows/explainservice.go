@@ -44,6 +44,23 @@ func (n *Names) serviceMatchWords(m Match, f Field) string {
 	return "with " + f.String()
 }
 
+// rememberedWords says what a learned flow knows of a client.
+func (n *Names) rememberedWords(value, field string) string {
+	switch field {
+	case "reg3":
+		return "the client had the endpoint " + n.Address(fromHex(value, 4).String())
+	case "xxreg2":
+		return "the client had the endpoint " + n.Address(fromHex(value, 16).String())
+	case "reg4":
+		return "at port " + decimal(value)
+	case "reg0":
+		if value == stickyBits {
+			return "" // the other words say it
+		}
+	}
+	return "set " + field + " to " + value
+}
+
 // endpointOfMatch reads the IPv6 endpoint that four registers hold.
 func endpointOfMatch(m Match) (netip.Addr, bool) {
 	var b [16]byte

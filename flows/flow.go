@@ -75,6 +75,9 @@ func (f Flow) named() Flow {
 // hash is the upper half of the cookies of all flows of this owner.
 func (o Owner) hash() uint32 { return hash32(string(o)) }
 
+// Owns tells by a cookie whether the flow is this owner's: the upper half is the hash of its name.
+func (o Owner) Owns(cookie uint64) bool { return uint32(cookie>>32) == o.hash() }
+
 // CookieMask selects the owner's half of a cookie: cookie=…/CookieMask finds all flows of one owner.
 const CookieMask = 0xffffffff00000000
 

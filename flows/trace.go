@@ -14,6 +14,9 @@ type Trace struct {
 	// Megaflow is the datapath flow that the packet would install, Datapath its actions; both as OVS
 	// prints them.
 	Megaflow, Datapath string
+	// Passes are the datapath actions of each pass through the datapath, which connection tracking divides; Datapath
+	// is the last of them.
+	Passes []string
 	// Final is the packet as it left the pipeline, or "unchanged".
 	Final string
 	// Stages are the packet as it came in, and as it came back from each look into connection tracking.
@@ -60,6 +63,7 @@ func ParseTrace(text, bridge string) (Trace, error) {
 			t.Megaflow = strings.TrimPrefix(line, "Megaflow: ")
 		case strings.HasPrefix(line, "Datapath actions: "):
 			t.Datapath = strings.TrimPrefix(line, "Datapath actions: ")
+			t.Passes = append(t.Passes, t.Datapath)
 		case ours:
 			t.step(line)
 		}

@@ -82,8 +82,9 @@ func (p *Prober) Close() error {
 }
 
 // Probe sends one echo request from src to dst and waits for the reply or for the end of ctx, which
-// is the timeout. It returns the round trip time.
-func (p *Prober) Probe(ctx context.Context, src, dst netip.Addr) (rtt time.Duration, err error) {
+// is the timeout. It returns the round trip time. size is the length of the IP packet in bytes; 0 is a small one. The
+// reply is of the same size, so one that comes tells that such packets pass both ways.
+func (p *Prober) Probe(ctx context.Context, src, dst netip.Addr, size int) (rtt time.Duration, err error) {
 	if dst.Is6() && p.v6 == nil {
 		return 0, fmt.Errorf("probe %s: %w", dst, p.no6)
 	}
@@ -92,7 +93,7 @@ func (p *Prober) Probe(ctx context.Context, src, dst netip.Addr) (rtt time.Durat
 	defer p.forget(id)
 
 	sent := time.Now()
-	if err := p.send(src, id); err != nil {
+	if err := p.send(src, id, size); err != nil {
 		return 0, fmt.Errorf("probe %s from %s: %w", dst, src, err)
 	}
 	select {
@@ -118,9 +119,18 @@ func (p *Prober) forget(id echo) {
 	delete(p.waiting, id)
 }
 
-func (p *Prober) send(src netip.Addr, id echo) error {
+// headers are those of IP and of an echo request (RFC 791, RFC 8200, RFC 792), in bytes.
+func headers(v4 bool) int {
+	if v4 {
+		return 20 + 8
+	}
+	return 40 + 8
+}
+
+func (p *Prober) send(src netip.Addr, id echo, size int) error {
 	to := &net.IPAddr{IP: id.peer.AsSlice()}
-	body := &icmp.Echo{ID: int(p.mine[0])<<8 | int(p.mine[1]), Seq: int(id.sequence), Data: p.mine}
+	data := append(bytes.Clone(p.mine), make([]byte, max(0, size-headers(id.peer.Is4())-len(p.mine)))...)
+	body := &icmp.Echo{ID: int(p.mine[0])<<8 | int(p.mine[1]), Seq: int(id.sequence), Data: data}
 	if id.peer.Is4() {
 		b, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: body}).Marshal(nil)
 		if err != nil {
@@ -139,7 +149,7 @@ func (p *Prober) send(src netip.Addr, id echo) error {
 
 // receive hands replies to whoever waits for them, until the socket is closed.
 func (p *Prober) receive(c *icmp.PacketConn, reply icmp.Type) {
-	b := make([]byte, 512)
+	b := make([]byte, 1<<16) // an IP packet is no longer
 	for {
 		n, from, err := c.ReadFrom(b)
 		at := time.Now()
@@ -155,7 +165,7 @@ func (p *Prober) receive(c *icmp.PacketConn, reply icmp.Type) {
 			continue
 		}
 		body, ok := m.Body.(*icmp.Echo)
-		if !ok || !bytes.Equal(body.Data, p.mine) {
+		if !ok || !bytes.HasPrefix(body.Data, p.mine) {
 			continue
 		}
 		p.deliver(echo{fromIP(from.(*net.IPAddr).IP), uint16(body.Seq)}, at)

@@ -68,7 +68,7 @@ func TestAPeerAnswersProbesOfBothFamiliesManyAtOnce(t *testing.T) {
 			src, dst = addrs("2001:db8:1::1")[0], addrs("2001:db8:1::2")[0]
 		}
 		wg.Go(func() {
-			rtt, err := p.Probe(ctx, src, dst)
+			rtt, err := p.Probe(ctx, src, dst, []int{0, 0, 1400, 1280}[i%4])
 			if err == nil && rtt <= 0 {
 				err = fmt.Errorf("a round trip of %s to %s", rtt, dst)
 			}
@@ -88,12 +88,12 @@ func TestAProbeLeavesWithTheSourceItWasGiven(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	// The peer has no route back to this source: no reply shows which one was used.
-	if _, err := p.Probe(ctx, addrs("203.0.113.1")[0], addrs("198.51.100.2")[0]); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := p.Probe(ctx, addrs("203.0.113.1")[0], addrs("198.51.100.2")[0], 0); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("from 203.0.113.1: got %v, want no reply", err)
 	}
 	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if _, err := p.Probe(ctx, addrs("198.51.100.1")[0], addrs("198.51.100.2")[0]); err != nil {
+	if _, err := p.Probe(ctx, addrs("198.51.100.1")[0], addrs("198.51.100.2")[0], 0); err != nil {
 		t.Error(err)
 	}
 }
@@ -101,7 +101,7 @@ func TestAProbeLeavesWithTheSourceItWasGiven(t *testing.T) {
 func TestAProbeWithoutARouteSaysSoAtOnce(t *testing.T) {
 	newHost(t)
 	p := newProber(t)
-	if _, err := p.Probe(t.Context(), netip.Addr{}, addrs("203.0.113.9")[0]); err == nil {
+	if _, err := p.Probe(t.Context(), netip.Addr{}, addrs("203.0.113.9")[0], 0); err == nil {
 		t.Error("got no error")
 	}
 }

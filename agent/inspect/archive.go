@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +32,9 @@ const (
 
 // archiveDir is the one directory of a report.
 const archiveDir = "twill-report"
+
+// cutHere begins the last line of a file that is not whole.
+const cutHere = "... cut here: "
 
 // maxFile and maxArchive bound a report, in bytes before compression.
 const (
@@ -71,7 +75,7 @@ func WriteArchive(w io.Writer, meta Meta, files []File) error {
 	for _, f := range append([]File{{FileMeta, head}}, files...) {
 		limit := min(maxFile, maxArchive-total)
 		if len(f.Data) > limit {
-			note := fmt.Sprintf("\n... cut here: %d of %d bytes\n", limit, len(f.Data))
+			note := fmt.Sprintf("\n"+cutHere+"%d of %d bytes\n", limit, len(f.Data))
 			f.Data = append(slices.Clip(f.Data[:max(0, limit-len(note))]), note...)
 		}
 		total += len(f.Data)
@@ -159,13 +163,10 @@ func (a *Archive) Subject(x ovs.Executor) (*Subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	groups := string(a.Files[FileGroups])
-	return Saved(a.Meta.Node, a.Meta.Bridge, w, string(dump), groups, x)
-}
-
-// Saved is a node of which only a World and the text of dump-flows are left.
-func Saved(node, bridge string, w *flows.World, dump, groups string, x ovs.Executor) (*Subject, error) {
-	installed, err := ovs.ParseFlows(strings.NewReader(dump))
+	if strings.Contains(string(dump), cutHere) {
+		return nil, errors.New("the flow dump of the report is cut short: it was larger than a report may be; use --dump with a whole one")
+	}
+	installed, err := ovs.ParseFlows(strings.NewReader(string(dump)))
 	if err != nil {
 		return nil, err
 	}
@@ -173,8 +174,19 @@ func Saved(node, bridge string, w *flows.World, dump, groups string, x ovs.Execu
 		return nil, err
 	}
 	if len(installed) == 0 {
-		return nil, errors.New("the flow dump holds not one flow: is it the output of `ovs-ofctl -O OpenFlow15 dump-flows`, and complete?")
+		return nil, errNoFlow
 	}
+	return saved(a.Meta.Node, a.Meta.Bridge, w, installed, string(a.Files[FileGroups]), x), nil
+}
+
+// errNoFlow is for a dump of something else.
+var errNoFlow = errors.New("the flow dump holds not one flow: is it the output of `ovs-ofctl -O OpenFlow15 dump-flows`, and complete?")
+
+// errNoGroups is for a dump whose flows lead to groups that nobody has saved.
+var errNoGroups = errors.New("the flows lead to groups, and no dump of those is there: " + remedyGroups)
+
+// saved is a node of which only a World and what the bridge held are left.
+func saved(node, bridge string, w *flows.World, installed []ovs.Installed, groups string, x ovs.Executor) *Subject {
 	d := flows.NewDesired()
 	wanted := map[flows.Owner][]flows.Flow{}
 	var failed error
@@ -183,28 +195,51 @@ func Saved(node, bridge string, w *flows.World, dump, groups string, x ovs.Execu
 		failed = cmp.Or(failed, err)
 		wanted[o] = fs
 	}
+	leads := func(f ovs.Installed) bool { return strings.Contains(f.Actions, "group:") }
+	var noGroups error
+	if !strings.Contains(groups, "group_id=") && slices.ContainsFunc(installed, leads) {
+		noGroups = errNoGroups
+	}
 	_, conflict := d.Replace(wanted) // the live agent has the same, and says so in its status
 	return &Subject{
 		Node: node, Bridge: bridge,
 		View:      func(read func(*flows.Desired, *flows.World)) { read(d, w) },
 		Installed: func(context.Context) ([]ovs.Installed, error) { return installed, nil },
-		Groups:    func(context.Context) (string, error) { return groups, nil },
-		Tracer:    func(ctx context.Context) (Tracer, error) { return Simulate(ctx, x, bridge, installed, groups) },
-		Behind:    func() error { return errors.Join(failed, conflict) },
-	}, nil
+		Groups:    func(context.Context) (string, error) { return groups, noGroups },
+		Tracer: func(ctx context.Context) (Tracer, error) {
+			if noGroups != nil {
+				return nil, fmt.Errorf("a packet cannot be traced: %w", noGroups)
+			}
+			return Simulate(ctx, x, bridge, installed, groups)
+		},
+		Behind: func() error { return errors.Join(failed, conflict) },
+	}
 }
 
-// numbered gives tables that a dump names (--names) their numbers.
+// namedTable is where an action leads to a table.
+var namedTable = regexp.MustCompile(`(goto_table:|table=|resubmit\(,)("[^"]+"|[a-z][a-z-]*)`)
+
+// numbered gives tables that a dump names (--names) their numbers, also in actions.
 func numbered(list []ovs.Installed) error {
+	number := map[string]flows.Table{}
+	for _, t := range flows.Tables() {
+		number[t.String()] = t
+	}
 	for i, f := range list {
-		if f.TableName == "" {
-			continue
+		if f.TableName != "" {
+			t, known := number[f.TableName]
+			if !known {
+				return fmt.Errorf("the flow dump has a table %q, which this twill does not know: use the twill of the node's agent", f.TableName)
+			}
+			list[i].Table, list[i].TableName = uint8(t), ""
 		}
-		at := slices.IndexFunc(flows.Tables(), func(t flows.Table) bool { return t.String() == f.TableName })
-		if at < 0 {
-			return fmt.Errorf("the flow dump has a table %q, which this twill does not know: use the twill of the node's agent", f.TableName)
-		}
-		list[i].Table, list[i].TableName = uint8(flows.Tables()[at]), ""
+		list[i].Actions = namedTable.ReplaceAllStringFunc(f.Actions, func(text string) string {
+			m := namedTable.FindStringSubmatch(text)
+			if t, known := number[strings.Trim(m[2], `"`)]; known {
+				return m[1] + fmt.Sprint(uint8(t))
+			}
+			return text // shown as it stands, as something that is altered
+		})
 	}
 	return nil
 }

@@ -133,7 +133,6 @@ spec: {clusterIPs: [198.19.0.99], ports: [{port: 443}]}
 // city is alpha with Services and policies. without leaves out the documents that have this text.
 func city(t testing.TB, without ...string) *flows.World {
 	t.Helper()
-	w := alpha()
 	var docs []string
 	for doc := range strings.SplitSeq(cityManifests, "\n---\n") {
 		out := false
@@ -144,7 +143,13 @@ func city(t testing.TB, without ...string) *flows.World {
 			docs = append(docs, doc)
 		}
 	}
-	m := bridgetest.Manifests(t, strings.Join(docs, "\n---\n"))
+	return inhabited(t, alpha(), strings.Join(docs, "\n---\n"))
+}
+
+// inhabited is a World with what manifests say of Services and policies.
+func inhabited(t testing.TB, w *flows.World, manifests string) *flows.World {
+	t.Helper()
+	m := bridgetest.Manifests(t, manifests)
 	if p := m.Problems(); len(p) > 0 {
 		t.Fatal(p)
 	}

@@ -130,6 +130,25 @@ type Drop struct {
 	Sentence string `json:"sentence"`
 	Packets  uint64 `json:"packets"`
 	Bytes    uint64 `json:"bytes"`
+	// Last are packets that were dropped in the last ten seconds, the latest first, at most 5.
+	Last []DroppedPacket `json:"last,omitempty"`
+}
+
+// dropKey is what drops are summed by.
+type dropKey struct {
+	Reason flows.Reason
+	Owner  flows.Owner
+}
+
+// ownReason is the sentence of a drop for which no flow of the list stands.
+func ownReason(r flows.Reason) string {
+	switch r {
+	case ToItself:
+		return "Open vSwitch itself dropped it: it would leave by the port that it came from"
+	case PortGone:
+		return "Open vSwitch itself dropped it: the port that it would leave by is gone or down"
+	}
+	return r.Sentence()
 }
 
 // Drops sums the live counters of all flows that drop, by reason and owner, most packets first. A flow that
@@ -139,25 +158,31 @@ func (s *Subject) Drops(ctx context.Context) ([]Drop, error) {
 	if err != nil {
 		return nil, err
 	}
-	type key struct {
-		reason flows.Reason
-		owner  flows.Owner
-	}
-	sums := map[key]*Drop{}
+	sums := map[dropKey]*Drop{}
 	for _, f := range list {
-		k := key{f.Drop, f.Owner}
+		k := dropKey{f.Drop, f.Owner}
 		sentence := f.Drop.Sentence()
 		if f.State != "" {
-			k.reason = flows.Reason(f.State)
+			k.Reason = flows.Reason(f.State)
 			sentence = f.Sentence
 		}
 		d := sums[k]
 		if d == nil {
-			d = &Drop{Reason: k.reason, Owner: k.owner, Sentence: sentence}
+			d = &Drop{Reason: k.Reason, Owner: k.Owner, Sentence: sentence}
 			sums[k] = d
 		}
 		d.Packets += f.Packets
 		d.Bytes += f.Bytes
+	}
+	last, err := s.lastDropped(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for k, packets := range last {
+		if sums[k] == nil { // by Open vSwitch itself, or by a flow that has just gone
+			sums[k] = &Drop{Reason: k.Reason, Owner: k.Owner, Sentence: ownReason(k.Reason)}
+		}
+		sums[k].Last = packets
 	}
 	out := make([]Drop, 0, len(sums))
 	for _, d := range sums {

@@ -1,62 +1,221 @@
 package inspect
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/sirupsen/logrus"
-	"sigs.k8s.io/yaml"
 
+	"github.com/twill-net/twill/agent/policy"
 	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
 	"github.com/twill-net/twill/ovs"
 )
 
-// Recover makes a Subject of the text of dump-flows and a directory of manifests (Nodes and Pods, as kubectl prints
-// them). What is no object of Kubernetes, such as port numbers, MAC addresses and the tunnel, is read off the dump:
-// so the names are those of the objects, and `verify` says whether the dump is consistent with them. node may be
-// empty: then it is the Node whose own addresses the dump hands to the host.
-func Recover(ctx context.Context, dump, manifests, node string, x ovs.Executor) (*Subject, error) {
-	installed, err := ovs.ParseFlows(strings.NewReader(dump))
+// Dump is what is left of a node without an agent: what plain tools print.
+type Dump struct {
+	// Flows is the output of `ovs-ofctl -O OpenFlow15 dump-flows`, Groups that of dump-groups; Groups may be empty.
+	Flows, Groups string
+	// Manifests is a directory with the objects of the cluster, as `kubectl get -o yaml` prints them.
+	Manifests string
+	// Node is whose dump it is. Empty is the Node whose own addresses the dump hands to the host.
+	Node string
+}
+
+// Remedies for what a Dump lacks.
+const (
+	RemedyManifests = "`kubectl get nodes,namespaces,pods,services,endpointslices,networkpolicies -A -o yaml > DIR/cluster.yaml`, and clusternetworkpolicies where there are any"
+	remedyGroups    = "--groups FILE, the output of `ovs-ofctl -O OpenFlow15 dump-groups br-twill`"
+)
+
+// Recover makes a Subject of a Dump: Nodes, Pods, Services with their EndpointSlices, policies and Namespaces are those
+// of the manifests. What is no object of Kubernetes, such as port numbers, MAC addresses, the tunnel, the range of
+// ClusterIPs and addresses that linger, is read off the dump. So the names are those of the objects, and `verify` says
+// whether the dump is consistent with them. The error says what is broken or missing, and how to get it.
+func Recover(d Dump, x ovs.Executor) (*Subject, error) {
+	installed, err := readDump(d.Flows)
 	if err != nil {
 		return nil, err
 	}
-	if err := numbered(installed); err != nil {
-		return nil, err
-	}
-	nodes, err := readNodes(ctx, manifests)
-	if err != nil {
-		return nil, err
-	}
-	pods, err := readPods(manifests)
+	objects, err := readObjects(d.Manifests)
 	if err != nil {
 		return nil, err
 	}
 	r := recovery{installed: installed, world: &flows.World{Pods: map[flows.Owner][]flows.Attachment{}}}
-	admitted, _ := flows.Admit(nodes)
+	admitted, _ := flows.Admit(objects.Nodes())
+	node := d.Node
 	if node == "" {
 		node = r.self(admitted)
 	}
 	self, ok := admitted[node]
 	if !ok {
-		return nil, fmt.Errorf("which node is the dump of? None of the %d Nodes in %s has its addresses there; give --as-node", len(admitted), manifests)
+		return nil, fmt.Errorf("which node is the dump of? None of the %d Nodes in %s has its addresses there; give --as-node", len(admitted), d.Manifests)
 	}
 	delete(admitted, node)
 	r.world.Node, r.world.Peers = self, admitted
 	r.tunnel()
-	for _, p := range pods {
-		r.attach(p)
+	for _, key := range objects.Keys("Pod") {
+		if p, ok := objects.Get(key).(*policy.Pod); ok {
+			r.attach(p)
+		}
 	}
-	return Saved(node, "br-twill", r.world, dump, "", x)
+	r.services(objects)
+	r.policies(objects)
+	s := saved(node, "br-twill", r.world, installed, d.Groups, x)
+	if err := r.fits(s); err != nil {
+		return nil, err
+	}
+	behind, lacking := s.Behind, r.lacking(objects)
+	s.Behind = func() error { return errors.Join(behind(), lacking) }
+	return s, nil
+}
+
+// readDump reads the text of dump-flows. One that ends within a line was cut short.
+func readDump(text string) ([]ovs.Installed, error) {
+	if n := strings.Count(text, "\n"); text != "" && !strings.HasSuffix(text, "\n") {
+		return nil, fmt.Errorf("the flow dump is cut short: it ends within line %d; have it written again", n+1)
+	}
+	installed, err := ovs.ParseFlows(strings.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	if len(installed) == 0 {
+		return nil, errNoFlow
+	}
+	if err := numbered(installed); err != nil {
+		return nil, err
+	}
+	return installed, numberedPorts(installed)
+}
+
+// namedPort is a port that a dump shows by its name: ovs-ofctl does so on a terminal.
+var namedPort = regexp.MustCompile(`(in_port=|output:)("[^"]+"|[A-Za-z][^,]*)`)
+
+// numberedPorts gives ports that a dump names their numbers: those of pods stand in the flow that delivers to them.
+func numberedPorts(list []ovs.Installed) error {
+	number := map[string]string{"twill-tun": fmt.Sprint(flows.TunnelPort), "twill0": fmt.Sprint(flows.GatewayPort)}
+	to := map[netip.Addr]string{}
+	for _, f := range list {
+		if dst, ok := destination(f); ok && flows.Table(f.Table) == flows.Route {
+			if m := chosenPort.FindStringSubmatch(f.Actions); m != nil {
+				n, _ := strconv.ParseUint(m[1], 0, 32) // hexadecimal digits
+				to[dst] = fmt.Sprint(n)
+			}
+		}
+	}
+	for _, f := range list {
+		m := flows.ParseMatch(f.Text)
+		name, ok := m.Get("in_port")
+		if src := sourceOf(m); ok && flows.Table(f.Table) == flows.Guard && to[src] != "" {
+			number[strings.Trim(name, `"`)] = to[src]
+		}
+	}
+	for i := range list {
+		var unknown string
+		replace := func(text string) string {
+			m := namedPort.FindStringSubmatch(text)
+			name := strings.Trim(m[2], `"`)
+			switch n, ok := number[name]; {
+			case ok:
+				return m[1] + n
+			case name != "LOCAL" && !strings.HasPrefix(name, "NXM_"):
+				unknown = name
+			}
+			return text
+		}
+		list[i].Text = namedPort.ReplaceAllStringFunc(list[i].Text, replace)
+		list[i].Actions = namedPort.ReplaceAllStringFunc(list[i].Actions, replace)
+		if unknown != "" {
+			return fmt.Errorf("the flow dump names a port %q, whose number it does not tell: have it written with --no-names", unknown)
+		}
+	}
+	return nil
+}
+
+// chosenPort is where route chooses a port.
+var chosenPort = regexp.MustCompile(`set_field:(0x[0-9a-f]+)->reg1\b`)
+
+// sourceOf is the address that a match wants as source; not valid if it wants none.
+func sourceOf(m flows.Match) netip.Addr {
+	for _, field := range []string{"nw_src", "ipv6_src"} {
+		if v, ok := m.Get(field); ok {
+			if a, err := netip.ParseAddr(v); err == nil {
+				return a
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
+// readObjects reads a directory of manifests as an agent does.
+func readObjects(dir string) (*source.Manifests, error) {
+	silent := logrus.New()
+	silent.SetOutput(io.Discard)
+	m, err := source.ReadDirectory(dir, silent)
+	if err != nil {
+		return nil, err
+	}
+	if len(m.Nodes()) == 0 {
+		var reasons []error
+		for _, p := range m.Problems() {
+			reasons = append(reasons, errors.New(p.String()))
+		}
+		return nil, errors.Join(append([]error{fmt.Errorf("no Node is in the manifests in %s, so nothing can be named: %s", dir, RemedyManifests)}, reasons...)...)
+	}
+	return m, nil
+}
+
+// fits refuses a dump that lacks much of what every bridge has.
+func (r recovery) fits(s *Subject) error {
+	there := map[uint64]bool{}
+	for _, f := range r.installed {
+		there[f.Cookie] = true
+	}
+	wanted, found := 0, 0
+	s.View(func(d *flows.Desired, _ *flows.World) {
+		for _, f := range d.Of(flows.Pipeline) {
+			wanted++
+			if there[f.Cookie] {
+				found++
+			}
+		}
+	})
+	if 4*found < 3*wanted {
+		return fmt.Errorf("the flow dump has %d of the %d flows that every bridge of this version has: it is incomplete, of another bridge, or of an agent of another version, whose twill has to be used then", found, wanted)
+	}
+	return nil
+}
+
+// lacking names what the dump speaks of and the manifests do not have, and what of them cannot be used.
+func (r recovery) lacking(objects *source.Manifests) error {
+	var out []error
+	has := func(kinds ...string) bool {
+		return slices.ContainsFunc(kinds, func(k string) bool { return len(objects.Keys(k)) > 0 })
+	}
+	serves := func(f ovs.Installed) bool { return strings.Contains(f.Actions, "group:") }
+	isolates := func(f ovs.Installed) bool {
+		return strings.Contains(f.Text, "conj_id=") || flows.Table(f.Table) == flows.IngressPolicy && strings.Contains(f.Text, "reg1=")
+	}
+	if !has("Service") && slices.ContainsFunc(r.installed, serves) {
+		out = append(out, errors.New("the dump has flows of Services, and the manifests have no Service: "+RemedyManifests))
+	}
+	if !has("NetworkPolicy", "ClusterNetworkPolicy") && slices.ContainsFunc(r.installed, isolates) {
+		out = append(out, errors.New("the dump has flows of policies, and the manifests have no policy: "+RemedyManifests))
+	}
+	if has("NetworkPolicy", "ClusterNetworkPolicy") && !has("Namespace") {
+		out = append(out, errors.New("the manifests have policies and no Namespace, whose labels policies may ask for: "+RemedyManifests))
+	}
+	for _, p := range objects.Problems() {
+		out = append(out, errors.New(p.String()))
+	}
+	return errors.Join(out...)
 }
 
 // recovery reads off a dump what no manifest says.
@@ -142,131 +301,87 @@ func (r recovery) clusterRange(m flows.Match) {
 
 }
 
-// attach finds the port and the MAC of a pod by the guard's flow for its address.
-func (r recovery) attach(p pod) {
-	a := flows.Attachment{Namespace: p.Metadata.Namespace, Pod: p.Metadata.Name, IfName: "eth0", MTU: r.world.MTU}
-	for _, ip := range p.Status.PodIPs {
-		addr, err := netip.ParseAddr(ip.IP)
-		if err != nil {
+// attach finds the port and the MAC of a pod by the guard's flows: they are its own by their cookie.
+func (r recovery) attach(p *policy.Pod) {
+	a := flows.Attachment{Namespace: p.Namespace, Pod: p.Name, UID: p.UID, IfName: "eth0", MTU: r.world.MTU}
+	owner := a.Owner()
+	for _, f := range r.installed {
+		if flows.Table(f.Table) != flows.Guard || !owner.Owns(f.Cookie) {
 			continue
 		}
-		for _, f := range r.installed {
-			m := flows.ParseMatch(f.Text)
-			src, ok := m.Get("nw_src")
-			if !ok {
-				src, _ = m.Get("ipv6_src")
-			}
-			if flows.Table(f.Table) != flows.Guard || src != addr.String() {
-				continue
-			}
-			port, _ := m.Get("in_port")
-			mac, _ := m.Get("dl_src")
-			n, err := strconv.ParseUint(port, 10, 32)
-			hw, macErr := net.ParseMAC(mac)
-			if err != nil || macErr != nil {
-				continue
-			}
-			if strings.Contains(f.Actions, "check_pkt_larger(") {
-				a.MTU = r.world.MTU + 1 // larger than today's, by how much no flow says
-			}
-			a.OFPort, a.MAC = uint32(n), hw
-			a.Addresses = append(a.Addresses, addr)
-			break
+		m := flows.ParseMatch(f.Text)
+		addr := sourceOf(m)
+		if !addr.IsValid() {
+			continue
 		}
+		port, _ := m.Get("in_port")
+		mac, _ := m.Get("dl_src")
+		n, err := strconv.ParseUint(port, 10, 32)
+		hw, macErr := net.ParseMAC(mac)
+		if err != nil || macErr != nil {
+			continue
+		}
+		if strings.Contains(f.Actions, "check_pkt_larger(") {
+			a.MTU = r.world.MTU + 1 // larger than today's, by how much no flow says
+		}
+		a.OFPort, a.MAC = uint32(n), hw
+		a.Addresses = append(a.Addresses, addr)
 	}
 	if a.OFPort != 0 {
+		slices.SortFunc(a.Addresses, func(x, y netip.Addr) int { return x.BitLen() - y.BitLen() })
 		a.Port = fmt.Sprintf("p%d", a.OFPort)
-		r.world.Pods[a.Owner()] = append(r.world.Pods[a.Owner()], a)
+		r.world.Pods[owner] = append(r.world.Pods[owner], a)
 	}
 }
 
-// readNodes reads the Nodes of a directory as an agent does.
-func readNodes(ctx context.Context, dir string) ([]flows.Node, error) {
-	log := logrus.New()
-	log.SetOutput(discard{})
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	synced := make(chan struct{}, 1)
-	var m *source.Manifests
-	m, err := source.NewManifests(source.ManifestsConfig{Dir: dir, Log: log, OnChange: func(k source.Key) {
-		if k == (source.Key{}) {
-			select {
-			case synced <- struct{}{}:
-			default:
+// services joins Services and EndpointSlices, if the dump is of a bridge that serves them.
+func (r recovery) services(objects *source.Manifests) {
+	var cidrs []netip.Prefix
+	on := false
+	answers := map[netip.Addr]bool{}
+	for _, f := range r.installed {
+		on = on || flows.Table(f.Table) == flows.Conntrack
+		m := flows.ParseMatch(f.Text)
+		for _, field := range []string{"nw_dst", "ipv6_dst"} {
+			v, _ := m.Get(field)
+			if p, err := netip.ParsePrefix(v); err == nil && flows.Table(f.Table) == flows.Conntrack && strings.HasPrefix(f.Actions, "goto_table:") {
+				cidrs = append(cidrs, p)
 			}
 		}
-	}})
-	if err != nil {
-		return nil, err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- m.Run(ctx) }()
-	select {
-	case <-synced:
-		cancel()
-		<-ended
-		return m.Nodes(), nil
-	case err := <-ended:
-		var reasons []error
-		for _, p := range m.Problems() {
-			reasons = append(reasons, errors.New(p.String()))
+		for _, field := range []string{"nw_src", "ipv6_src"} {
+			v, _ := m.Get(field)
+			if a, err := netip.ParseAddr(v); err == nil && flows.Table(f.Table) == flows.Reply {
+				answers[a] = true
+			}
 		}
-		return nil, fmt.Errorf("the manifests in %s: %w", dir, errors.Join(append(reasons, err)...))
+	}
+	if !on {
+		return
+	}
+	slices.SortFunc(cidrs, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	r.world.Services = source.NewJoiner(cidrs).Join(objects.Services())
+	r.world.Lingering = map[netip.Addr]bool{}
+	for a := range answers {
+		if !r.world.Services.Endpoints[a] && !r.world.Services.Addresses[a] {
+			r.world.Lingering[a] = true
+		}
 	}
 }
 
-type discard struct{}
-
-func (discard) Write(b []byte) (int, error) { return len(b), nil }
-
-// pod is what of a Pod's manifest is needed here.
-type pod struct {
-	Kind     string `json:"kind"`
-	Items    []pod  `json:"items"`
-	Metadata struct{ Namespace, Name string }
-	Status   struct {
-		PodIPs []struct {
-			IP string `json:"ip"`
-		} `json:"podIPs"`
-	}
-}
-
-// readPods reads the Pods of a directory, also those within lists.
-func readPods(dir string) ([]pod, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	var out []pod
-	var take func(p pod)
-	take = func(p pod) {
-		for _, item := range p.Items {
-			if item.Kind == "" && p.Kind == "PodList" {
-				item.Kind = "Pod"
-			}
-			take(item)
-		}
-		if p.Kind == "Pod" {
-			if p.Metadata.Namespace == "" {
-				p.Metadata.Namespace = "default"
-			}
-			out = append(out, p)
+// policies resolves policies for the pods of the dump.
+func (r recovery) policies(objects *source.Manifests) {
+	ix := policy.NewIndex()
+	for _, kind := range source.PolicyKinds() {
+		for _, key := range objects.Keys(kind) {
+			source.Tell(ix, key, objects.Get(key))
 		}
 	}
-	for _, e := range entries {
-		if !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(e.Name())) || strings.HasPrefix(e.Name(), ".") {
-			continue
-		}
-		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return nil, err
-		}
-		for _, doc := range strings.Split("\n"+string(text), "\n---") {
-			var p pod
-			if yaml.Unmarshal([]byte(doc), &p) == nil { // what is no object was named by readNodes
-				take(p)
-			}
+	local := map[string]policy.Local{}
+	for _, list := range r.world.Pods {
+		for _, a := range list {
+			local[a.Namespace+"/"+a.Pod] = policy.Local{Namespace: a.Namespace, Pod: a.Pod, UID: a.UID, Addresses: a.Addresses}
 		}
 	}
-	return out, nil
+	ix.SetLocal(local)
+	r.world.Policy = ix.Policy()
 }

@@ -63,7 +63,10 @@ func run(ctx context.Context, tracer Tracer, bridge string, w *flows.World, p pa
 
 // errUntold is for what ofproto/trace (Open vSwitch 3.1) cannot tell: where check_pkt_larger divides packets, it
 // simulates the translation for one of the two ways only.
-var errUntold = bad("the pod's interface is from before the MTU shrank, and ofproto/trace does not follow such a pod's packet to the endpoint of a Service: ask for the endpoint's address, or from another pod; a restart of the pod ends this")
+var errUntold = bad("%s: ask for the endpoint's address, or from another pod; a restart of the pod ends this", UntoldReason)
+
+// UntoldReason is why a packet cannot be followed.
+const UntoldReason = "the pod's interface is from before the MTU shrank, and ofproto/trace does not follow such a pod's packet to the endpoint of a Service"
 
 // translating is a step that translates to an endpoint.
 func translating(s flows.Step) bool {

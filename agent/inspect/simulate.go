@@ -128,13 +128,25 @@ func exitDaemon(ctl string) error {
 // portField finds the ports that flows name: where packets come in, and where they leave.
 var portField = regexp.MustCompile(`in_port=(\d+)|output:(\d+)|set_field:(0x[0-9a-f]+)->reg1`)
 
+// printedFields are the fields of a hash as ovs-ofctl prints them; it takes them in parentheses only.
+var printedFields = regexp.MustCompile(`selection_method=hash,fields=([a-z0-9_]+)`)
+
 // restore turns a saved table into lines of ovs-ofctl's bundle, and collects the ports that its flows name.
 func restore(installed []ovs.Installed, groups string) (bundle string, ports []uint32) {
 	var b strings.Builder
+	var outer []string // groups that lead to others, which have to be there before
 	for line := range strings.Lines(groups) {
-		if line = strings.TrimSpace(line); strings.HasPrefix(line, "group_id=") {
+		line = printedFields.ReplaceAllString(strings.TrimSpace(line), "selection_method=hash,fields($1)")
+		switch {
+		case !strings.HasPrefix(line, "group_id="):
+		case strings.Contains(line, "actions=group:"):
+			outer = append(outer, line)
+		default:
 			fmt.Fprintf(&b, "group add %s\n", line)
 		}
+	}
+	for _, line := range outer {
+		fmt.Fprintf(&b, "group add %s\n", line)
 	}
 	seen := map[uint32]bool{}
 	for _, f := range installed {

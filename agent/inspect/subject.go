@@ -25,6 +25,10 @@ type Subject struct {
 	Groups func(context.Context) (string, error)
 	// Tracer runs ofproto/trace; the error says what is missing for that.
 	Tracer func(context.Context) (Tracer, error)
+	// Megaflows reads the datapath's flows (dpctl/dump-flows -m); nil where there is no datapath to ask. Datapath is
+	// its type: netdev or system.
+	Megaflows func(context.Context) (string, error)
+	Datapath  func() string
 	// Behind says why the bridge may not yet hold what is wanted; nil if it is in step.
 	Behind func() error
 }

@@ -68,9 +68,11 @@ type Trace struct {
 	// Service is the port of a Service that the packet is for, Endpoint the one it was translated to.
 	Service  flows.Owner `json:"service,omitempty"`
 	Endpoint string      `json:"endpoint,omitempty"`
+	// Remembered is true where session affinity chose: the client had this endpoint before.
+	Remembered bool `json:"remembered,omitempty"`
 	// Answer is the question for the answer to this packet.
 	Answer *Next `json:"answer,omitempty"`
-	// Datapath and Megaflow are as OVS prints them.
+	// Datapath and Megaflow are as OVS prints them; of Datapath all passes that connection tracking divides.
 	Datapath string `json:"datapathActions"`
 	Megaflow string `json:"megaflow"`
 	Raw      string `json:"raw"`
@@ -101,7 +103,7 @@ func (s *Subject) trace(ctx context.Context, tracer Tracer, w *flows.World, p pa
 		return Trace{}, err
 	}
 	names := flows.NamesOf(w)
-	out := Trace{Node: s.Node, What: p.words(w, names), Packet: p.spec(), Datapath: t.Datapath, Megaflow: t.Megaflow, Raw: text}
+	out := Trace{Node: s.Node, What: p.words(w, names), Packet: p.spec(), Datapath: strings.Join(t.Passes, ", then "), Megaflow: t.Megaflow, Raw: text}
 	suspect := false
 	s.View(func(d *flows.Desired, _ *flows.World) {
 		suspect = slices.ContainsFunc(t.Steps, func(x flows.Step) bool { return !x.Of(d) })
@@ -122,12 +124,18 @@ func (s *Subject) trace(ctx context.Context, tracer Tracer, w *flows.World, p pa
 		}
 		out.choose(d, w, names, t)
 	})
+	if _, tunnel := t.Exits(); misled(w, text, tunnel) {
+		out.Datapath += ", and the tunnel, which ofproto/trace leaves out when it resumes"
+	}
 	out.Verdict = judge(w, names, text, t, out.Steps)
 	out.Next, out.Answer = onward(w, p, t, out.Verdict), answer(w, p, t, out.Verdict)
 	for _, x := range out.Steps {
 		if which := position(x.Choices); which != "" {
 			out.Verdict.Sentence += " (" + which + ")"
 		}
+	}
+	if out.Remembered {
+		out.Verdict.Sentence += " (the endpoint that this client had before: session affinity)"
 	}
 	return out, nil
 }
@@ -137,6 +145,8 @@ func (out *Trace) choose(d *flows.Desired, w *flows.World, names *flows.Names, t
 	to, translated := t.Translated()
 	if translated {
 		out.Endpoint = to.String()
+		picks := func(x flows.Step) bool { return len(x.Picks) > 0 && !x.Aside() }
+		out.Remembered = slices.ContainsFunc(t.Steps, remembering) && !slices.ContainsFunc(t.Steps, picks)
 	}
 	for i, x := range t.Steps {
 		if x.Table == flows.Service && !x.Aside() && strings.HasPrefix(string(out.Steps[i].Owner), servicePrefix) {
@@ -204,7 +214,7 @@ func judge(w *flows.World, names *flows.Names, text string, t flows.Trace, steps
 		return v
 	}
 	ports, tunnel := t.Exits()
-	if len(ports) == 0 && !t.Answered() || t.Dropped() {
+	if len(ports) == 0 && !t.Answered() || t.Dropped() && !misled(w, text, tunnel) {
 		v.Owner, v.Table = steps[last].Owner, steps[last].Table
 		return dropped(v, steps[last], text)
 	}
@@ -242,6 +252,13 @@ func judge(w *flows.World, names *flows.Names, text string, t flows.Trace, steps
 	return v
 }
 
+// misled is true where ofproto/trace (Open vSwitch 3.1) says that a packet is not sent because it would be tunnelled to the
+// node's own address, and it would not: when it resumes after connection tracking, it takes the far end that was
+// chosen before for the address that the packet came to.
+func misled(w *flows.World, text, tunnel string) bool {
+	return tunnel != "" && tunnel != w.Tunnel.Local.String() && strings.Contains(text, ">> Not tunneling to our own address")
+}
+
 // Reasons of drops by OVS itself, for which there is no flow.
 const (
 	ToItself flows.Reason = "to-itself"
@@ -272,6 +289,11 @@ func nodeAt(w *flows.World, tunnel string) string {
 		}
 	}
 	return ""
+}
+
+// remembering is a step that met what session affinity has learned of the client.
+func remembering(s flows.Step) bool {
+	return !s.Aside() && flows.Live{Table: s.Table, Cookie: s.Cookie}.Learned()
 }
 
 // rejecting is a step that hands the packet to the host to be rejected.

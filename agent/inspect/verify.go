@@ -15,21 +15,25 @@ import (
 // Verification compares what is installed with what is wanted.
 type Verification struct {
 	Node string `json:"node"`
-	// Wanted and Live count flows.
-	Wanted int `json:"wanted"`
-	Live   int `json:"live"`
+	// Wanted and Live count flows, Learned those that packets left (session affinity), which are no part of Live.
+	Wanted  int `json:"wanted"`
+	Live    int `json:"live"`
+	Learned int `json:"learned,omitempty"`
 	// Flows are the flows of which the bridge and the compiled set disagree.
 	Flows []flows.Difference `json:"flows"`
 	// Groups are those of groups, WantedGroups counts the groups that there should be.
 	Groups       []flows.Difference `json:"groups"`
 	WantedGroups int                `json:"wantedGroups"`
+	// Ungrouped says why no groups were compared; empty if they were.
+	Ungrouped string `json:"ungrouped,omitempty"`
 	// Sampled counts packets that were asked about; Verdicts are those with which the bridge does
 	// something else than the objects say.
 	Sampled  int              `json:"sampled"`
 	Verdicts []VerdictFailure `json:"verdicts"`
 	// Untold counts packets that were left out because ofproto/trace cannot follow them: of pods from before the MTU
-	// shrank, for a Service.
-	Untold int `json:"untold,omitempty"`
+	// shrank, for a Service. UntoldPackets are the first ones, in words.
+	Untold        int      `json:"untold,omitempty"`
+	UntoldPackets []string `json:"untoldPackets,omitempty"`
 	// Untraced says why no packets were sampled; empty if they were.
 	Untraced string `json:"untraced,omitempty"`
 	// Behind says why the bridge may lawfully differ for the moment.
@@ -43,6 +47,9 @@ type VerdictFailure struct {
 	Expected string `json:"expected"`
 	Got      string `json:"got"`
 }
+
+// mostUntold is how many packets that could not be judged are named.
+const mostUntold = 5
 
 // Differences is how many were found.
 func (v Verification) Differences() int { return len(v.Flows) + len(v.Groups) + len(v.Verdicts) }
@@ -59,18 +66,27 @@ func (s *Subject) Verify(ctx context.Context, samples int, seed uint64) (Verific
 		return Verification{}, err
 	}
 	groups, err := s.liveGroups(ctx)
-	if err != nil {
+	ungrouped := errors.Is(err, errNoGroups)
+	if err != nil && !ungrouped {
 		return Verification{}, err
 	}
 	v := Verification{Node: s.Node, Live: len(live), Groups: []flows.Difference{}, Verdicts: []VerdictFailure{}}
+	for _, l := range live {
+		if l.Learned() {
+			v.Live, v.Learned = v.Live-1, v.Learned+1
+		}
+	}
 	s.View(func(d *flows.Desired, _ *flows.World) {
 		v.Wanted = d.Len()
 		v.Flows = d.Compare(live)
 		v.WantedGroups = len(d.Groups())
-		if differ := d.CompareGroups(groups); len(differ) > 0 {
+		if differ := d.CompareGroups(groups); len(differ) > 0 && !ungrouped {
 			v.Groups = differ
 		}
 	})
+	if ungrouped {
+		v.Ungrouped = err.Error()
+	}
 	if err := s.Behind(); err != nil {
 		v.Behind = err.Error()
 	}
@@ -96,7 +112,9 @@ func (s *Subject) Verify(ctx context.Context, samples int, seed uint64) (Verific
 		}
 		t, text, err := run(ctx, tracer, s.Bridge, w, p)
 		if errors.Is(err, errUntold) {
-			v.Untold++
+			if v.Untold++; v.Untold <= mostUntold {
+				v.UntoldPackets = append(v.UntoldPackets, p.words(w, names))
+			}
 			continue
 		}
 		if err != nil {

@@ -31,6 +31,10 @@ type Why struct {
 	Service  flows.Owner `json:"service,omitempty"`
 	Endpoint string      `json:"endpoint,omitempty"`
 	Choices  []Choice    `json:"choices,omitempty"`
+	// Remembered is as in Trace.
+	Remembered bool `json:"remembered,omitempty"`
+	// Sends says in words where the Service sends the packet.
+	Sends string `json:"sends,omitempty"`
 }
 
 // Why asks the bridge what it does with a packet, and says because of which object.
@@ -52,7 +56,7 @@ func (s *Subject) Why(ctx context.Context, q Question) (Why, error) {
 	if err != nil {
 		return Why{}, err
 	}
-	out := Why{Node: t.Node, What: t.What, Verdict: t.Verdict, Next: t.Next, Causes: []flows.Owner{}, Service: t.Service, Endpoint: t.Endpoint}
+	out := Why{Node: t.Node, What: t.What, Verdict: t.Verdict, Next: t.Next, Causes: []flows.Owner{}, Service: t.Service, Endpoint: t.Endpoint, Remembered: t.Remembered}
 	out.Allowed = !slices.Contains([]string{Dropped, Rejected, Lost}, t.Verdict.Outcome)
 	for _, step := range t.Steps {
 		if step.State != "" {
@@ -67,6 +71,9 @@ func (s *Subject) Why(ctx context.Context, q Question) (Why, error) {
 			out.Choices = step.Choices
 		}
 	}
+	if t.Remembered {
+		out.Notes = append(out.Notes, fmt.Sprintf("session affinity: this client had the endpoint %s before, and gets it until it is forgotten; what becomes of others is asked with --source or another FROM", t.Endpoint))
+	}
 	if err := s.Behind(); err != nil {
 		out.Notes = append(out.Notes, "the agent is behind, so the bridge may not yet do what is wanted: "+err.Error())
 	}
@@ -76,6 +83,9 @@ func (s *Subject) Why(ctx context.Context, q Question) (Why, error) {
 	r := reasoner{w: w, p: p, names: flows.NamesOf(w)}
 	if endpoint, err := netip.ParseAddrPort(t.Endpoint); err == nil { // as we wrote it
 		r.p.dst, r.p.Port, r.endpoint = endpoint.Addr(), endpoint.Port(), endpoint
+	}
+	if out.Service != "" && r.endpoint.IsValid() {
+		out.Sends = fmt.Sprintf("Service %s sends it to %s port %d", serviceName(out.Service), r.names.Address(r.p.dst.String()), r.p.Port)
 	}
 	r.opine(&out)
 	r.reason(&out)
@@ -154,7 +164,7 @@ func (r *reasoner) allow(out *Why) (because, remedy string) {
 	var who string
 	switch out.Outcome {
 	case Delivered:
-		who = fmt.Sprintf("pod %s of this node has the address %s", out.To, r.p.dst)
+		who = fmt.Sprintf("pod %s of node %s has the address %s", out.To, r.w.Node.Name, r.p.dst)
 	case Tunnelled:
 		who = fmt.Sprintf("Node %s has %s", out.To, r.claim(r.w.Peers[out.To]))
 	case Answered:
@@ -165,13 +175,18 @@ func (r *reasoner) allow(out *Why) (because, remedy string) {
 			who = fmt.Sprintf("%s is an address of node %s itself", r.p.dst, r.w.Node.Name)
 		}
 	}
-	if out.Service != "" {
-		who = fmt.Sprintf("Service %s sends it to %s port %d; ", serviceName(out.Service), r.names.Address(r.p.dst.String()), r.p.Port) + who
+	if out.Sends != "" {
+		who = out.Sends + "; " + who
 	}
 	if r.opinion != nil && r.opinion.Direction != "" {
 		who += "; " + r.opinion.Words
 	}
-	return who, "nothing has to change; without any of " + list(out.Causes) + " the answer would be another"
+	return who, Unless(out.Causes)
+}
+
+// Unless is the remedy where nothing is wrong.
+func Unless(causes []flows.Owner) string {
+	return "nothing has to change; without any of " + list(causes) + " the answer would be another"
 }
 
 // claim is the range or address by which a node is the destination.

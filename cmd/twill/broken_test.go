@@ -72,6 +72,18 @@ func TestEachCommandOnABrokenSystemSaysWhatIsMissing(t *testing.T) {
 	if err := os.WriteFile(poor, whole.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	flows := filepath.Join(t.TempDir(), "flows.txt")
+	if err := os.WriteFile(flows, []byte("OFPST_FLOW reply (OF1.5) (xid=0x2):\n cookie=0x1, table=60, priority=1 actions=drop\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cut := filepath.Join(t.TempDir(), "cut.txt")
+	if err := os.WriteFile(cut, []byte("OFPST_FLOW reply (OF1.5) (xid=0x2):\n cookie=0x1, table=60, prio"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	node := t.TempDir()
+	if err := os.WriteFile(filepath.Join(node, "node.yaml"), []byte("apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\nspec: {podCIDRs: [198.18.1.0/24]}\nstatus: {addresses: [{type: InternalIP, address: 198.51.100.1}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		what, program string
 		args          []string
@@ -88,6 +100,14 @@ func TestEachCommandOnABrokenSystemSaysWhatIsMissing(t *testing.T) {
 		{"a report without a World", "twill", []string{"--bundle", poor}, "has no world.json"},
 		{"a dump without manifests", "twill", []string{"--dump", "/dev/null"}, "--dump needs --manifests"},
 		{"an empty dump", "twill", []string{"--dump", "/dev/null", "--manifests", t.TempDir()}, "--dump /dev/null"},
+		{"half a dump", "twill", []string{"--dump", cut, "--manifests", node}, "the flow dump is cut short: it ends within line 2"},
+		{"a dump of another version", "twill", []string{"--dump", flows, "--manifests", node, "--as-node", "node-1"}, "of an agent of another version"},
+		{"a dump of another node", "twill", []string{"--dump", flows, "--manifests", node}, "give --as-node"},
+		{"a directory without manifests", "twill", []string{"--dump", flows, "--manifests", t.TempDir()}, "no Node is in the manifests in"},
+		{"no directory", "twill", []string{"--dump", flows, "--manifests", "/nonexistent"}, "/nonexistent cannot be read"},
+		{"no groups", "twill", []string{"--dump", flows, "--groups", "/nonexistent", "--manifests", node}, "--groups /nonexistent"},
+		{"groups that are none", "twill", []string{"--dump", flows, "--groups", flows, "--manifests", node}, "this is no output of `ovs-ofctl -O OpenFlow15 dump-groups`"},
+		{"groups without flows", "twill", []string{"--groups", flows, "--manifests", node}, "--groups needs --dump"},
 		{"an unknown form", "twill", []string{"-o", "xml"}, "use text, json or yaml"},
 	} {
 		for _, command := range commands() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,8 +15,12 @@ func dropsCommand() *cobra.Command {
 	var again watch
 	var all bool
 	cmd := &cobra.Command{
-		Use:     "drops",
-		Short:   "What was dropped, by reason and by the object on whose behalf",
+		Use:   "drops",
+		Short: "What was dropped, by reason and by the object on whose behalf, with the last packets",
+		Long: `What was dropped since the flows were installed, by reason and by the object on whose behalf, and below each the
+packets of the last ten seconds, at most five: protocol, addresses and ports of the packet for which the datapath made a flow
+that drops, and how many more that flow has dropped. They are read off the datapath's flows when asked for; no packet waits
+for it. The kernel's datapath keeps of a packet only what the flow looks at: addresses may be ranges there, ports unknown.`,
 		Example: "  twill drops\n  twill drops --watch --interval 1s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -42,10 +47,28 @@ func dropsCommand() *cobra.Command {
 	return cmd
 }
 
+// lastText is a packet that was dropped: "tcp 198.18.1.2:40000 → 198.18.1.77:80 from pod default/web-0, and 3 like it".
+func lastText(x inspect.DroppedPacket) string {
+	end := func(address string, port uint16) string {
+		switch {
+		case port == 0:
+			return address
+		case strings.Contains(address, ":"):
+			address = "[" + address + "]"
+		}
+		return fmt.Sprintf("%s:%d", address, port)
+	}
+	text := fmt.Sprintf("%s %s → %s from %s", x.Protocol, end(x.Source, x.SourcePort), end(x.Destination, x.DestinationPort), x.From)
+	if x.More > 0 {
+		text += fmt.Sprintf(", and %d like it", x.More)
+	}
+	return text
+}
+
 func dropsText(s screen, list []inspect.Drop, before map[string]inspect.Drop, took time.Duration, all bool) {
 	shown := false
 	for _, d := range list {
-		if d.Packets == 0 && !all {
+		if d.Packets == 0 && len(d.Last) == 0 && !all {
 			continue
 		}
 		if !shown {
@@ -59,6 +82,13 @@ func dropsText(s screen, list []inspect.Drop, before map[string]inspect.Drop, to
 		}
 		s.put(fmt.Sprintf("%8s %9s %10s  ", count(d.Packets), count(d.Bytes), rate(was.Packets, d.Packets, took)),
 			fmt.Sprintf("%s, %s: %s", d.Reason, owner, d.Sentence))
+		for _, x := range d.Last {
+			when := "once"
+			if x.More > 0 {
+				when = fmt.Sprintf("%.1f s ago", x.Ago)
+			}
+			s.put(fmt.Sprintf("%29s  ", when), lastText(x))
+		}
 	}
 	if !shown {
 		fmt.Fprintln(s, "nothing was dropped since the flows were installed")

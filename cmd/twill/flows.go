@@ -68,7 +68,7 @@ given and has no flows.`,
 				}
 				switch {
 				case len(list) == 0 && owner != "":
-					return fmt.Errorf("this node has no flow of %s; `twill status pods` and `twill status peers` list whom it knows", owner)
+					return fmt.Errorf("this node has no flow of %s; %s", owner, whereFlowsAre(owner))
 				case len(list) == 0 && o.table == "" && !o.drops:
 					return fmt.Errorf("the bridge is empty: not one flow; `twill status` says what the agent waits for")
 				}
@@ -95,8 +95,22 @@ given and has no flows.`,
 	return cmd
 }
 
+// whereFlowsAre says on which nodes there are flows of an owner.
+func whereFlowsAre(owner string) string {
+	switch kind, _, _ := strings.Cut(owner, "/"); kind {
+	case "networkpolicy", "clusternetworkpolicy":
+		return "a policy has flows on nodes with a pod that it selects: is there one (`twill status pods`), does the policy exist, is its name right?"
+	case "service":
+		return "a Service has flows on every node if it has a ClusterIP and Twill serves it (`twill status`): does it exist, is its name right?"
+	}
+	return "`twill status pods` and `twill status peers` list whom it knows"
+}
+
 func flowsText(s screen, list []inspect.Flow, before map[string]inspect.Flow, took time.Duration, raw bool) {
-	last := "\x00"
+	last, table := "\x00", 9
+	for _, f := range list {
+		table = max(table, len(f.Table))
+	}
 	for _, f := range list {
 		owner := string(f.Owner)
 		if owner == "" {
@@ -117,7 +131,7 @@ func flowsText(s screen, list []inspect.Flow, before map[string]inspect.Flow, to
 		case inspect.Altered:
 			mark = "CHANGED BY SOMEBODY: "
 		}
-		s.put(fmt.Sprintf("  %-9s %s  ", f.Table, seen), mark+f.Sentence)
+		s.put(fmt.Sprintf("  %-*s %s  ", table, f.Table, seen), mark+f.Sentence)
 		if raw {
 			fmt.Fprintln(s, "            "+s.dim(f.Raw))
 		}

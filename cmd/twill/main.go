@@ -67,6 +67,7 @@ func rootCommand(name string) *cobra.Command {
 		Version:       version,
 	}
 	root.AddCommand(statusCommand(), flowsCommand(), traceCommand(), whyCommand(), dropsCommand(), policyCommand(), verifyCommand(), reportCommand(), askCommand())
+	root.SetHelpFunc(help)
 	if name == pluginName {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl twill"}
 		return root

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -17,16 +18,17 @@ import (
 
 // offline answers without an agent, from a report or from a flow dump beside manifests.
 type offline struct {
-	bundle, dump, manifests, node string
+	bundle, dump, groups, manifests, node string
 	// objectsOnly is for questions about objects, which need no flows.
 	objectsOnly bool
 }
 
 func (o *offline) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.bundle, "bundle", "", "report of `twill report` to look at instead of a live node")
+	f.StringVar(&o.bundle, "bundle", "", "report (twill report) to look at instead of a live node")
 	f.StringVar(&o.dump, "dump", "", "output of ovs-ofctl dump-flows to look at instead of a live node, - for standard input")
-	f.StringVar(&o.manifests, "manifests", "", "directory with the Nodes and Pods of the cluster, for --dump")
+	f.StringVar(&o.groups, "groups", "", "output of ovs-ofctl dump-groups, for --dump where Services are served")
+	f.StringVar(&o.manifests, "manifests", "", "directory with the objects of the cluster, for --dump")
 	f.StringVar(&o.node, "as-node", "", "node that --dump is of; empty finds it by its addresses")
 }
 
@@ -42,7 +44,9 @@ func (o *offline) check() error {
 	case o.bundle != "" && (o.dump != "" || o.manifests != ""):
 		return errors.New("--bundle has all that is needed: leave --dump and --manifests away")
 	case o.dump != "" && o.manifests == "":
-		return errors.New("--dump needs --manifests: without the objects no flow has a name (`kubectl get nodes,pods -A -o yaml > DIR/cluster.yaml`)")
+		return errors.New("--dump needs --manifests: without the objects no flow has a name (" + inspect.RemedyManifests + ")")
+	case o.dump == "" && o.groups != "":
+		return errors.New("--groups needs --dump and --manifests: groups are what flows lead to")
 	case o.dump == "" && o.manifests != "" && !o.objectsOnly:
 		return errors.New("--manifests needs --dump: which flows shall be explained?")
 	}
@@ -50,12 +54,12 @@ func (o *offline) check() error {
 }
 
 // way answers in this process.
-func (o *offline) way(ctx context.Context, _ string) (http.RoundTripper, error) {
+func (o *offline) way(context.Context, string) (http.RoundTripper, error) {
 	if o.objectsOnly {
 		return o.objects()
 	}
 	mux := http.NewServeMux()
-	subject, err := o.subject(ctx, mux)
+	subject, err := o.subject(mux)
 	if err != nil {
 		return nil, err
 	}
@@ -66,13 +70,22 @@ func (o *offline) way(ctx context.Context, _ string) (http.RoundTripper, error) 
 	return inProcess{mux}, nil
 }
 
-func (o *offline) subject(ctx context.Context, mux *http.ServeMux) (*inspect.Subject, error) {
+func (o *offline) subject(mux *http.ServeMux) (*inspect.Subject, error) {
 	if o.bundle == "" {
 		text, err := readAll(o.dump)
 		if err != nil {
 			return nil, fmt.Errorf("--dump %s: %w", o.dump, err)
 		}
-		s, err := inspect.Recover(ctx, text, o.manifests, o.node, ovs.System())
+		groups := ""
+		if o.groups != "" {
+			if groups, err = readAll(o.groups); err != nil {
+				return nil, fmt.Errorf("--groups %s: %w", o.groups, err)
+			}
+			if !strings.Contains(groups, "OFPST_GROUP_DESC") && !strings.Contains(groups, "group_id=") {
+				return nil, fmt.Errorf("--groups %s: this is no output of `ovs-ofctl -O OpenFlow15 dump-groups`", o.groups)
+			}
+		}
+		s, err := inspect.Recover(inspect.Dump{Flows: text, Groups: groups, Manifests: o.manifests, Node: o.node}, ovs.System())
 		if err != nil {
 			return nil, fmt.Errorf("--dump %s: %w", o.dump, err)
 		}

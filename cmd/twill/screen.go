@@ -60,7 +60,7 @@ func (s screen) put(head, text string) {
 // putColoured is put for a head that holds escape sequences; size is its width on the screen.
 func (s screen) putColoured(head string, size int, text string) {
 	indent := size
-	if s.width > 0 && s.width-indent < leastText {
+	if s.width > 0 && s.width-indent < leastText && utf8.RuneCountInString(text) > s.width-indent {
 		fmt.Fprintln(s, strings.TrimRight(head, " "))
 		indent = min(8, s.width/4)
 		head = strings.Repeat(" ", indent)

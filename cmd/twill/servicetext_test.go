@@ -19,6 +19,7 @@ func sampleServiceTrace() traceResult {
 		Hops: []inspect.Trace{{Node: "worker-1", What: "TCP to port 80 from 198.18.1.2 (pod default/web-0) to 198.19.0.10 (Service default/web)", Steps: []inspect.Step{
 			{Table: "conntrack", Owner: "service-address/198.19.0.10", Sentence: "IPv4 packets to 198.19.0.10: track and translate as the connection was, continue at service"},
 			{Table: "service", Owner: "service/default/web:http", Sentence: "TCP packets over IPv4 of a new connection, to 198.19.0.10, to port 80: mark as for a Service, choose an endpoint by group 642710292", Choices: sampleChoices()},
+			{Table: "egress-admin", Owner: "clusternetworkpolicy/no-telnet/egress/0", Sentence: "packets that meet every condition of clusternetworkpolicy/no-telnet/egress/0: mark as allowed by a rule, continue at ingress-admin"},
 			{Table: "route", Owner: "pod/default/web-1", Sentence: "IPv4 packets to 198.18.1.4 (pod default/web-1): choose the port of pod default/web-1, continue at isolation"},
 		}}},
 		Verdict: inspect.Verdict{Outcome: inspect.Delivered, Sentence: "forwarded to pod default/web-1 (endpoint 2 of 3, 33 % of new connections)"},
@@ -42,6 +43,13 @@ func sampleServiceWhy() whyResult {
 			{list[2], true, "forwarded to pod default/web-2"},
 		},
 	}
+}
+
+// sampleUngrouped is what is known of a dump without its groups.
+func sampleUngrouped() inspect.Verification {
+	return inspect.Verification{Node: "worker-1", Wanted: 276, Live: 276, WantedGroups: 4,
+		Ungrouped: "the flows lead to groups, and no dump of those is there: --groups FILE, the output of `ovs-ofctl -O OpenFlow15 dump-groups br-twill`",
+		Untraced:  "a packet cannot be traced: the flows lead to groups, and no dump of those is there: --groups FILE, the output of `ovs-ofctl -O OpenFlow15 dump-groups br-twill`"}
 }
 
 func sampleRejected() whyResult {

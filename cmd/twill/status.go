@@ -2,10 +2,8 @@ package main
 
 import (
 	"fmt"
-	"io"
-	"strings"
-	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -80,9 +78,9 @@ func statusText(s screen, st agent.Status) {
 	line("bridge", "%s, datapath %s", st.Bridge, st.Datapath)
 	line("tunnel", "%s, not encrypted", st.Tunnel)
 	line("address", "%s", st.Why)
-	line("MTU", "%d bytes for pods, %d on %s", st.MTU, st.LinkMTU, st.Interface)
+	line("MTU", "%d bytes for pods, %d on %s%s", st.MTU, st.LinkMTU, st.Interface, verifiedMTU(st))
 	for _, r := range st.Addresses.Ranges {
-		line("podCIDR", "%s: %d addresses used, %d resting, %d free", r.CIDR, r.Used, r.Cooling, r.Free)
+		line("podCIDR", "%s: %d addresses used, %d resting, %s free", r.CIDR, r.Used, r.Cooling, plenty(r.Free))
 	}
 	line("flows", "%d wanted, %s; last change added %d, deleted %d in %.0f ms for %s", st.Flows, liveWords(st), st.Last.Added, st.Last.Deleted, st.Last.TookMS, st.Last.Cause)
 	line("repaired", "%d flows, %d things of the host that others had changed", st.Repaired.Flows, st.Repaired.Host)
@@ -125,12 +123,23 @@ func liveWords(st agent.Status) string {
 }
 
 // table prints rows in columns.
-func table(w io.Writer, rows ...[]string) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+func table(s screen, rows ...[]string) {
+	var widths []int
 	for _, r := range rows {
-		fmt.Fprintln(t, strings.Join(r, "\t"))
+		for i, cell := range r {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
 	}
-	t.Flush()
+	for _, r := range rows {
+		head := ""
+		for i, cell := range r[:len(r)-1] {
+			head += fmt.Sprintf("%-*s  ", widths[i], cell)
+		}
+		s.put(head, r[len(r)-1])
+	}
 }
 
 func peersText(s screen, st agent.Status) {
@@ -138,16 +147,22 @@ func peersText(s screen, st agent.Status) {
 		fmt.Fprintf(s, "node %s knows no other node\n", st.Node)
 		return
 	}
-	rows := [][]string{{"NODE", "TUNNEL", "STATE", "RTT", "PROBED", "PROBLEM"}}
+	rows := [][]string{{"NODE", "TUNNEL", "STATE", "RTT", "MTU", "PROBED", "PROBLEM"}}
 	for _, p := range st.Peers {
-		state, rtt, last := "not yet probed", "-", "-"
+		state, rtt, mtu, last := "-", "-", "-", "-"
 		if p.Reachable != nil {
 			state, last = "DOWN", p.Last.UTC().Format(time.TimeOnly)
 			if *p.Reachable {
 				state, rtt = "up", fmt.Sprintf("%.2f ms", p.RTTMS)
 			}
 		}
-		rows = append(rows, []string{p.Node, p.Tunnel.String(), state, rtt, last, p.Problem})
+		switch {
+		case p.MTU > 0:
+			mtu = fmt.Sprint(p.MTU)
+		case p.Narrow:
+			mtu = "small"
+		}
+		rows = append(rows, []string{p.Node, p.Tunnel.String(), state, rtt, mtu, last, p.Problem})
 	}
 	table(s, rows...)
 }
@@ -159,7 +174,7 @@ func ipamText(s screen, st agent.Status) {
 	}
 	rows := [][]string{{"PODCIDR", "USED", "RESTING", "FREE", "CAPACITY"}}
 	for _, r := range st.Addresses.Ranges {
-		rows = append(rows, []string{r.CIDR.String(), fmt.Sprint(r.Used), fmt.Sprint(r.Cooling), fmt.Sprint(r.Free), fmt.Sprint(r.Capacity)})
+		rows = append(rows, []string{r.CIDR.String(), fmt.Sprint(r.Used), fmt.Sprint(r.Cooling), plenty(r.Free), plenty(r.Capacity)})
 	}
 	table(s, rows...)
 	rows = [][]string{{"ADDRESS", "POD"}}
@@ -193,4 +208,29 @@ func podsText(s screen, st agent.Status) {
 		}
 	}
 	table(s, rows...)
+}
+
+// plenty is a number of addresses; those of an IPv6 range nobody counts.
+func plenty[N int | int64 | uint64](n N) string {
+	if float64(n) >= 1e12 {
+		return "over 10^12"
+	}
+	return fmt.Sprint(n)
+}
+
+// verifiedMTU says to how many peers packets of the MTU were seen to pass.
+func verifiedMTU(st agent.Status) string {
+	up, fit := 0, 0
+	for _, p := range st.Peers {
+		if p.Reachable != nil && *p.Reachable {
+			up++
+			if p.MTU == st.MTU {
+				fit++
+			}
+		}
+	}
+	if up == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; packets of that size pass to and from %d of %d peers that are up", fit, up)
 }

@@ -34,9 +34,10 @@ func sampleStatus() agent.Status {
 		Watchers:  []agent.Watcher{{Name: "kubernetes", Problem: "no answer from https://192.0.2.1:6443 since 12:00:03"}, {Name: "ovsdb"}, {Name: "ovs-vswitchd"}},
 		Addresses: attach.Usage{Ranges: []attach.Range{{CIDR: netip.MustParsePrefix("198.18.1.0/24"), Used: 2, Cooling: 1, Free: 250, Capacity: 253}}},
 		Peers: []agent.PeerStatus{
-			{Node: "worker-2", Tunnel: a("198.51.100.2"), Reachable: &yes, RTTMS: 0.42, Last: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)},
+			{Node: "worker-2", Tunnel: a("198.51.100.2"), Reachable: &yes, RTTMS: 0.42, MTU: 1450, Last: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)},
 			{Node: "worker-3", Tunnel: a("198.51.100.3"), Reachable: &no, Last: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC), Problem: "no answer within 1s"},
 			{Node: "worker-4", Tunnel: a("198.51.100.4")},
+			{Node: "worker-5", Tunnel: a("198.51.100.5"), Reachable: &yes, RTTMS: 1.07, Narrow: true, Last: time.Date(2026, 1, 2, 3, 4, 7, 0, time.UTC), Problem: "small packets pass, those of 1450 bytes do not"},
 		},
 		Pods: []agent.PodStatus{{Namespace: "default", Name: "web-0", IfName: "eth0", Port: "tw0a1b2c3d4e5f6", OFPort: 1, MAC: "0a:58:c6:12:01:02", MTU: 1450,
 			Addresses: []netip.Addr{a("198.18.1.2"), a("2001:db8:1:1::2")}}},
@@ -78,9 +79,13 @@ func texts() map[string]func(screen) {
 		"why-service":   func(s screen) { whyText(s, sampleServiceWhy()) },
 		"why-rejected":  func(s screen) { whyText(s, sampleRejected()) },
 		"verify-groups": func(s screen) { verifyText(s, sampleGroups()) },
+		"verify-dump":   func(s screen) { verifyText(s, sampleUngrouped()) },
 		"trace":         func(s screen) { traceText(s, sampleTrace(), false) },
 		"drops": func(s screen) {
-			dropsText(s, []inspect.Drop{{Reason: flows.DropSpoofed, Owner: "pod/default/web-0", Sentence: flows.DropSpoofed.Sentence(), Packets: 4, Bytes: 392}, {Reason: flows.DropTransit, Owner: "pipeline"}}, nil, 0, false)
+			dropsText(s, []inspect.Drop{{Reason: flows.DropSpoofed, Owner: "pod/default/web-0", Sentence: flows.DropSpoofed.Sentence(), Packets: 4, Bytes: 392, Last: []inspect.DroppedPacket{
+				{From: "pod default/web-0", Protocol: "tcp", Source: "203.0.113.9", Destination: "198.18.1.3", SourcePort: 40000, DestinationPort: 80, More: 2, Ago: 0.42},
+				{From: "pod default/web-0", Protocol: "icmpv6", Source: "2001:db8::9", Destination: "2001:db8:1:1::3"},
+				{From: "pod default/web-0", Protocol: "udp", Source: "2001:db8::9", Destination: "2001:db8:1:1::3", SourcePort: 40000, DestinationPort: 53}}}, {Reason: flows.DropTransit, Owner: "pipeline"}}, nil, 0, false)
 		},
 		"why": func(s screen) {
 			whyText(s, whyResult{Path: []string{"worker-1", "worker-2"}, Why: inspect.Why{
@@ -91,7 +96,8 @@ func texts() map[string]func(screen) {
 		},
 		"verify": func(s screen) {
 			verifyText(s, inspect.Verification{Node: "worker-1", Wanted: 76, Live: 76, Sampled: 300,
-				Flows:    []flows.Difference{{Kind: flows.Altered, Owner: "pod/shop/db", Wanted: "cookie=0x2,table=60,priority=200,ip,nw_dst=198.18.1.3 actions=goto_table:90", Live: "cookie=0x2,table=60,priority=200,ip,nw_dst=198.18.1.3 actions=drop", What: `actions are "drop", wanted "goto_table:90"`}},
+				Flows:   []flows.Difference{{Kind: flows.Altered, Owner: "pod/shop/db", Wanted: "cookie=0x2,table=60,priority=200,ip,nw_dst=198.18.1.3 actions=goto_table:90", Live: "cookie=0x2,table=60,priority=200,ip,nw_dst=198.18.1.3 actions=drop", What: `actions are "drop", wanted "goto_table:90"`}},
+				Learned: 2, Untold: 7, UntoldPackets: []string{"TCP to port 80 from 198.18.1.4 (pod default/old) to 198.19.0.10 (Service default/web)", "UDP to port 53 from 198.18.1.4 (pod default/old) to 198.19.0.53 (Service default/dns)"},
 				Verdicts: []inspect.VerdictFailure{{What: "TCP to port 80 from 198.18.1.2 (pod default/web-0) to 198.18.1.3 (pod shop/db)", Packet: "in_port=1,tcp,nw_dst=198.18.1.3", Expected: "delivered to pod shop/db", Got: "dropped (altered): dropped at route"}},
 			})
 		},
@@ -144,5 +150,25 @@ func TestOnlyATerminalSeesColour(t *testing.T) {
 	}
 	if s := newScreen(&b); s.colour {
 		t.Error("a buffer is no terminal")
+	}
+}
+
+// TestHelpFitsTheScreen: only examples, which are there to be copied, and a flag's default may be wider.
+func TestHelpFitsTheScreen(t *testing.T) {
+	t.Setenv("COLUMNS", "80")
+	for _, command := range append(commands(), []string{}, []string{"check"}, []string{"agent"}, []string{"uninstall"}, []string{"policy", "preview"}) {
+		code, out, _ := twill(t, "twill", append(append([]string{}, command[:min(1, len(command))]...), "--help")...)
+		if code != 0 || !strings.Contains(out, "Usage:") || !strings.Contains(out, "--help") {
+			t.Errorf("%v: status %d, %q", command, code, out)
+		}
+		for line := range strings.Lines(out) {
+			line = strings.TrimRight(line, "\n")
+			if utf8.RuneCountInString(line) > 80 && !strings.HasPrefix(line, "  twill ") && !strings.HasPrefix(line, "  ovs-ofctl ") && !strings.Contains(line, "(default \"") && strings.Contains(strings.TrimSpace(line), " ") {
+				t.Errorf("%v: %d columns: %q", command, utf8.RuneCountInString(line), line)
+			}
+		}
+	}
+	if _, out, _ := twill(t, "twill", "why", "--help"); !strings.Contains(out, "\n      --endpoint string          ADDRESS:PORT of the endpoint that the Service\n                                 shall choose;") {
+		t.Errorf("why --help:\n%s", out)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -269,22 +270,9 @@ func traceText(s screen, r traceResult, raw bool) {
 		for _, line := range wrap(fmt.Sprintf("%s on node %s", t.What, t.Node), s.width, s.width == 0) {
 			fmt.Fprintln(s, s.bold(line))
 		}
+		columns := columnsOf(s, t.Steps)
 		for _, step := range t.Steps {
-			owner := string(step.Owner)
-			if owner == "" {
-				owner = "-"
-			}
-			table := step.Table
-			if step.Large {
-				table = "  (large) " + table
-			}
-			switch step.State {
-			case inspect.Alien:
-				owner = "NOT TWILL'S"
-			case inspect.Altered:
-				owner += " CHANGED"
-			}
-			s.put(fmt.Sprintf("  %-9s  %-24s  ", table, owner), step.Sentence)
+			columns.put(s, step)
 			choicesText(s, step.Choices)
 		}
 		if i+1 < len(r.Hops) || raw {
@@ -296,6 +284,9 @@ func traceText(s screen, r traceResult, raw bool) {
 	}
 	if r.Note != "" {
 		s.put("note: ", r.Note)
+	}
+	if first := r.Hops[0]; first.Remembered && len(r.Hops) > 1 {
+		s.put("note: ", "session affinity: this client had the endpoint "+first.Endpoint+" before")
 	}
 	last := r.Hops[len(r.Hops)-1]
 	text := s.good
@@ -309,6 +300,50 @@ func traceText(s screen, r traceResult, raw bool) {
 	for _, line := range wrap(verdict, s.width, s.width == 0) {
 		fmt.Fprintln(s, text(line))
 	}
+}
+
+// stepColumns are the widths of the columns of a trace.
+type stepColumns struct{ table, owner int }
+
+// leastSentence is how many columns a sentence gets at least; a longer owner has a line of its own.
+const leastSentence = 40
+
+// columnsOf looks at what has to fit.
+func columnsOf(s screen, steps []inspect.Step) stepColumns {
+	c := stepColumns{table: 9, owner: 16}
+	for _, step := range steps {
+		table, owner := stepHead(step)
+		c.table, c.owner = max(c.table, len(table)), max(c.owner, len(owner))
+	}
+	if s.width > 0 {
+		c.owner = max(16, min(c.owner, s.width-leastSentence-c.table-6))
+	}
+	return c
+}
+
+func (c stepColumns) put(s screen, step inspect.Step) {
+	table, owner := stepHead(step)
+	head := fmt.Sprintf("  %-*s  ", c.table, table)
+	if s.width > 0 && len(owner) > c.owner {
+		fmt.Fprintln(s, head+owner)
+		head, owner = strings.Repeat(" ", len(head)), ""
+	}
+	s.put(fmt.Sprintf("%s%-*s  ", head, c.owner, owner), step.Sentence)
+}
+
+// stepHead is where a step happens and whose it is.
+func stepHead(step inspect.Step) (table, owner string) {
+	table, owner = step.Table, cmp.Or(string(step.Owner), "-")
+	if step.Large {
+		table = "  (large) " + table
+	}
+	switch step.State {
+	case inspect.Alien:
+		owner = "NOT TWILL'S"
+	case inspect.Altered:
+		owner += " CHANGED"
+	}
+	return table, owner
 }
 
 // shownChoices is how many endpoints are listed.

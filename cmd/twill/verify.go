@@ -65,9 +65,29 @@ func verifyText(s screen, v inspect.Verification) {
 	if v.Behind != "" {
 		s.put("note: ", "the agent is behind, so a difference may be lawful for the moment: "+v.Behind)
 	}
+	if v.Ungrouped != "" {
+		s.put("note: ", "groups were not compared: "+v.Ungrouped)
+	}
+	if v.Untold > 0 {
+		s.put("note: ", fmt.Sprintf("%d packets could not be judged: %s", v.Untold, inspect.UntoldReason))
+		for _, what := range v.UntoldPackets {
+			s.put("  untold  ", what)
+		}
+		if more := v.Untold - len(v.UntoldPackets); more > 0 {
+			s.put("  untold  ", fmt.Sprintf("%d more", more))
+		}
+	}
 	asked := fmt.Sprintf("%d packets asked about, %d treated otherwise than the objects say", v.Sampled, len(v.Verdicts))
 	if v.Untraced != "" {
 		asked = "no packets asked about: " + v.Untraced
 	}
-	s.put("", fmt.Sprintf("node %s: %d flows wanted, %d live, %d differ; %d groups wanted, %d differ; %s", v.Node, v.Wanted, v.Live, len(v.Flows), v.WantedGroups, len(v.Groups), asked))
+	groups := fmt.Sprintf("%d differ", len(v.Groups))
+	if v.Ungrouped != "" {
+		groups = "not compared"
+	}
+	live := fmt.Sprintf("%d live", v.Live)
+	if v.Learned > 0 {
+		live += fmt.Sprintf(" (and %d that packets left, for session affinity)", v.Learned)
+	}
+	s.put("", fmt.Sprintf("node %s: %d flows wanted, %s, %d differ; %d groups wanted, %s; %s", v.Node, v.Wanted, live, len(v.Flows), v.WantedGroups, groups, asked))
 }

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/twill-net/twill/agent/inspect"
+	"github.com/twill-net/twill/flows"
 )
 
 // whyResult is what `twill why -o json` prints: the answer of the node that decided.
@@ -87,15 +89,29 @@ func ask(ctx context.Context, c *client, q inspect.Question) (whyResult, error) 
 		return whyResult{}, err
 	}
 	out := whyResult{Why: hops[len(hops)-1], Note: note}
+	causes := []flows.Owner{}
+	var notes []string
 	for i, h := range hops {
 		out.Path = append(out.Path, h.Node)
-		if i < len(hops)-1 {
-			out.Notes = append(h.Notes, out.Notes...)
-			out.Causes = append(h.Causes, out.Causes...)
+		notes = append(notes, h.Notes...)
+		for _, c := range h.Causes {
+			if !slices.Contains(causes, c) {
+				causes = append(causes, c)
+			}
 		}
 		if len(h.Choices) > 0 {
-			out.Choices, out.Service, out.Endpoint = h.Choices, h.Service, h.Endpoint
+			out.Choices = h.Choices
 		}
+		if h.Service != "" {
+			out.Service, out.Endpoint, out.Remembered, out.Sends = h.Service, h.Endpoint, h.Remembered, h.Sends
+		}
+		if h.Sends != "" && i < len(hops)-1 {
+			out.Because = h.Sends + "; " + out.Because
+		}
+	}
+	out.What, out.Causes, out.Notes = hops[0].What, causes, notes
+	if out.Allowed && len(hops) > 1 {
+		out.Remedy = inspect.Unless(causes)
 	}
 	return out, nil
 }

@@ -3,17 +3,20 @@ package debugging_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/twill-net/twill/flows"
 	"github.com/twill-net/twill/test/ovsd"
 )
 
-// TestTheTenProblemsAreStillSolved runs every command of docs/debugging-examples.md on a fresh lab. The script itself
+// TestTheProblemsAreStillSolved runs every command of docs/debugging-examples.md on a fresh lab. The script itself
 // fails when a command ends otherwise than it should; the headings tell that the page in the repository is of this script.
-func TestTheTenProblemsAreStillSolved(t *testing.T) {
+func TestTheProblemsAreStillSolved(t *testing.T) {
 	ovsd.Need(t, "ovs-vswitchd")
 	if os.Getuid() != 0 {
 		ovsd.Missing(t, "a lab needs root")
@@ -35,8 +38,56 @@ func TestTheTenProblemsAreStillSolved(t *testing.T) {
 		t.Fatal(err)
 	}
 	now, then := commands(out.String()), commands(string(page))
-	if strings.Join(now, "\n") != strings.Join(then, "\n") || len(now) < 30 {
+	if strings.Join(now, "\n") != strings.Join(then, "\n") || len(now) < 60 {
 		t.Errorf("the page is not of this script; write it again:\n%s\n---\n%s", strings.Join(now, "\n"), strings.Join(then, "\n"))
+	}
+}
+
+// TestTheManualHasEachTableAndDrop: docs/debugging.md is what a reader of plain ovs-ofctl has.
+func TestTheManualHasEachTableAndDrop(t *testing.T) {
+	page, err := os.ReadFile("../../docs/debugging.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, plain, ok := strings.Cut(string(page), "\n## Reading plain Open vSwitch\n")
+	if !ok {
+		t.Fatal("the part about plain Open vSwitch is gone")
+	}
+	numbers, names := map[string]bool{}, map[string]bool{}
+	for line := range strings.Lines(plain) {
+		cells := strings.Split(line, " | ")
+		if len(cells) != 3 || !strings.HasPrefix(line, "| ") {
+			continue
+		}
+		for _, n := range strings.Split(strings.TrimPrefix(cells[0], "| "), ", ") {
+			numbers[n] = true
+		}
+		for _, n := range strings.Split(cells[1], ", ") {
+			names[n] = true
+		}
+	}
+	for _, table := range flows.Tables() {
+		if !numbers[fmt.Sprint(uint8(table))] || !names[table.String()] {
+			t.Errorf("no line has table %d %s", table, table)
+		}
+	}
+	source, err := os.ReadFile("../../flows/pipeline.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reasons := regexp.MustCompile(`Drop\w+ +Reason = "([a-z-]+)"`).FindAllStringSubmatch(string(source), -1)
+	if len(reasons) < 20 {
+		t.Errorf("only %d reasons of drops were found in flows/pipeline.go", len(reasons))
+	}
+	for _, r := range reasons {
+		if !numbers[r[1]] {
+			t.Errorf("no line explains the drop %s", r[1])
+		}
+	}
+	for _, zone := range []int{flows.ZoneService, flows.ZoneMasquerade, flows.PolicyZone} {
+		if !strings.Contains(plain, fmt.Sprintf("%d (%#x)", zone, zone)) {
+			t.Errorf("zone %d (%#x) is not there", zone, zone)
+		}
 	}
 }
 
