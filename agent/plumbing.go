@@ -61,16 +61,17 @@ type plumbing struct {
 type ask struct {
 	self   flows.Node
 	routes []netip.Prefix
-	// services is what the host has to know of Services, nil where another proxy cares for them; own are the addresses
-	// of nodes, where Services may have such. The rest follows from these.
+	// own are the addresses of all nodes, sorted.
+	own []netip.Addr
+	// services is what the host has to know of Services, nil where another proxy cares for them. What the host does for
+	// them follows from these two and the podCIDRs.
 	services      *flows.ServiceHost
-	own           []netip.Addr
 	serviceRoutes []netip.Prefix
 	hostServices  *host.NFTServices
 }
 
 func (a ask) equal(b ask) bool {
-	return a.self.Equal(b.self) && slices.Equal(a.routes, b.routes) &&
+	return a.self.Equal(b.self) && slices.Equal(a.routes, b.routes) && slices.Equal(a.own, b.own) &&
 		(a.sameServices(b) || slices.Equal(a.serviceRoutes, b.serviceRoutes) && reflect.DeepEqual(a.hostServices, b.hostServices))
 }
 
@@ -81,15 +82,12 @@ func (a ask) sameServices(b ask) bool {
 
 // ask puts together what the objects ask for now.
 func (p *plumbing) ask(n nodeView) ask {
-	a := ask{self: n.self, routes: p.routes(n)}
+	a := ask{self: n.self, routes: p.routes(n), own: ownAddresses(n)}
 	s := p.services()
 	if s == nil {
 		return a
 	}
 	a.services = s.Host
-	if s.Host.External() > 0 {
-		a.own = ownAddresses(n)
-	}
 	if a.sameServices(p.asked) && p.asked.services != nil {
 		a.serviceRoutes, a.hostServices = p.asked.serviceRoutes, p.asked.hostServices
 		return a
@@ -334,7 +332,14 @@ func (p *plumbing) routes(n nodeView) []netip.Prefix {
 }
 
 func (p *plumbing) nftables(a ask) host.NFTables {
+	cluster := slices.Clone(a.routes)
+	for _, x := range a.own {
+		if !slices.Contains(a.self.Addresses, x) {
+			cluster = append(cluster, netip.PrefixFrom(x, x.BitLen()))
+		}
+	}
 	return host.NFTables{
+		Cluster:  cluster,
 		PodCIDRs: a.self.PodCIDRs, NoMasquerade: slices.Concat(a.routes, p.set.noMasquerade),
 		GatewayLink: p.cfg.Gateway, TunnelPort: p.set.tunnelPort, Services: a.hostServices,
 	}

@@ -37,6 +37,7 @@ func TestBridgeAndHostAreLookedAtForThoseObjectsOnlyThatChangeWhatTheyNeed(t *te
 	}{
 		{title: "nothing changed", now: nodeView{self: self}, want: true},
 		{title: "a peer inside the cluster CIDR", now: nodeView{self: self, peers: peers("198.18.2.0/24")}, want: true},
+		{title: "an address of a peer", now: nodeView{self: self, peers: map[string]flows.Node{"node-2": {Name: "node-2", Addresses: moved.Addresses}}}},
 		{title: "a peer beyond the cluster CIDR needs a route", now: nodeView{self: self, peers: peers("203.0.113.0/24")}},
 		{title: "another InternalIP", now: nodeView{self: moved}},
 		{title: "another podCIDR", now: nodeView{self: wider}},

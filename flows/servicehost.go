@@ -44,9 +44,6 @@ type ServiceHost struct {
 	translated bool
 }
 
-// External is how many addresses of load balancers and external ones there are.
-func (h *ServiceHost) External() int { return h.external.Len() }
-
 // NodePorts are all node ports, sorted.
 func (h *ServiceHost) NodePorts() []NodePort {
 	return sortedValues(h.nodePorts, NodePort.compare)
