@@ -3,7 +3,7 @@
 // ratios much less. It prints Markdown on standard output and progress on standard error.
 //
 //	go run ./test/bench                 everything, some minutes
-//	go run ./test/bench -only traffic   one part: cni, nodes, services, policies or traffic
+//	go run ./test/bench -only traffic   one part: cni, nodes, services, connections, policies or traffic
 //
 // It needs root and bin/ of `make build`. Everything happens in labs (see test/lab) of its own, named by
 // -name, which are gone afterwards, also when it is interrupted; after a kill -9 the next run clears them up.
@@ -34,7 +34,7 @@ type part struct {
 }
 
 func main() {
-	only := flag.String("only", "", "parts to run, separated by commas: cni, nodes, services, policies, traffic; empty means all")
+	only := flag.String("only", "", "parts to run, separated by commas: cni, nodes, services, connections, policies, traffic; empty means all")
 	name := flag.String("name", "bench", "prefix of the labs' names")
 	flag.Parse()
 	if err := run(*only, *name); err != nil {
@@ -44,7 +44,7 @@ func main() {
 }
 
 func run(only, name string) error {
-	parts := []part{{"cni", benchCNI}, {"nodes", benchNodes}, {"services", benchServices}, {"policies", benchPolicies}, {"traffic", benchTraffic}}
+	parts := []part{{"cni", benchCNI}, {"nodes", benchNodes}, {"services", benchServices}, {"connections", benchConnections}, {"policies", benchPolicies}, {"traffic", benchTraffic}}
 	var names []string
 	for _, p := range parts {
 		names = append(names, p.name)
