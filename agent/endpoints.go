@@ -2,7 +2,6 @@ package agent
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -18,13 +17,17 @@ func (a *Agent) tellEndpoints(before, now *flows.World) {
 	if now.Services == nil || before != nil && before.Services == now.Services {
 		return
 	}
-	for _, o := range slices.Sorted(maps.Keys(now.Services.Ports)) {
-		p := now.Services.Ports[o]
-		var was *flows.ServicePort
-		if before != nil && before.Services != nil {
-			was = before.Services.Ports[o]
-		}
-		if p == was {
+	var changed []string
+	old := &flows.Services{}
+	if before != nil && before.Services != nil {
+		old = before.Services
+	}
+	flows.Differences(old.Ports, now.Services.Ports, func(a, b *flows.ServicePort) bool { return a == b }, func(o string) { changed = append(changed, o) })
+	slices.Sort(changed)
+	for _, key := range changed {
+		o := flows.Owner(key)
+		p, was := now.Services.Port(o), old.Port(o)
+		if p == nil {
 			continue
 		}
 		if said := oddEndpoints(now, p); said != "" && (was == nil || oddEndpoints(before, was) != said) {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -157,21 +156,15 @@ func (h *healthPorts) answer(port uint16) http.Handler {
 	})
 }
 
-// healthPortsOf lists the Services that have a healthCheckNodePort, by name, with their endpoints on a node.
+// healthPortsOf lists Services that have a healthCheckNodePort with their endpoints on a node.
 func healthPortsOf(objects []*source.ServiceObject, s *flows.Services, node string) (out []healthPort) {
 	for _, o := range objects {
-		if o.HealthCheckNodePort == 0 || !o.ExternalLocal || len(o.ClusterIPs) == 0 {
-			continue
-		}
 		p := healthPort{Namespace: o.Namespace, Name: o.Name, Port: o.HealthCheckNodePort}
 		for _, v4 := range []bool{true, false} {
 			p.Local = max(p.Local, localReady(o, s, node, v4))
 		}
 		out = append(out, p)
 	}
-	slices.SortFunc(out, func(a, b healthPort) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
 	return out
 }
 
@@ -180,7 +173,7 @@ func localReady(o *source.ServiceObject, s *flows.Services, node string, v4 bool
 	ready := map[string]bool{}
 	for _, p := range o.Ports {
 		name := cmp.Or(p.Name, fmt.Sprint(p.Port))
-		port := s.Ports[flows.ServiceOwner(o.Namespace, o.Name, name, p.Protocol)]
+		port := s.Port(flows.ServiceOwner(o.Namespace, o.Name, name, p.Protocol))
 		if port == nil {
 			continue
 		}
@@ -195,11 +188,8 @@ func localReady(o *source.ServiceObject, s *flows.Services, node string, v4 bool
 
 // wantedHealthPorts are those of the Services as they are now.
 func (a *Agent) wantedHealthPorts() []healthPort {
-	s := a.services.now()
-	if s == nil {
-		return nil
-	}
-	return healthPortsOf(a.source.Services().Services, s, a.cfg.NodeName)
+	objects, s := a.services.healthChecked()
+	return healthPortsOf(objects, s, a.cfg.NodeName)
 }
 
 // healthPortFailed tells the operator, at the Service.

@@ -141,9 +141,7 @@ func TestOnlyReadyEndpointsOfTheNodeCountForItsHealth(t *testing.T) {
 		ports = append(ports, &flows.ServicePort{Owner: flows.ServiceOwner("shop", "web", p.Name, p.Protocol), Protocol: "tcp", Port: p.Port,
 			ClusterIPs: object.ClusterIPs, Endpoints: endpoints})
 	}
-	cluster := *object
-	cluster.Name, cluster.ExternalLocal = "everywhere", false
-	got := healthPortsOf([]*source.ServiceObject{object, &cluster}, flows.NewServices(ports, nil), "alpha")
+	got := healthPortsOf([]*source.ServiceObject{object}, flows.NewServices(ports, nil), "alpha")
 	if len(got) != 1 || got[0] != (healthPort{"shop", "web", 31000, 1}) {
 		t.Errorf("got %+v, want one endpoint of shop/web at 31000", got)
 	}

@@ -273,7 +273,7 @@ func (e entry) connection() (x flows.Connection, ok bool) {
 func (h *hygiene) alive(w *flows.World) func(netip.Addr) bool {
 	var pods map[netip.Addr]bool
 	return func(a netip.Addr) bool {
-		if w.Services.Endpoints[a] || !w.InPodCIDR(a) {
+		if w.Services.Leads(a) || !w.InPodCIDR(a) {
 			return true
 		}
 		if pods == nil {

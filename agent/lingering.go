@@ -22,16 +22,7 @@ func newLingering() *lingering { return &lingering{since: map[netip.Addr]uint64{
 
 // left takes in the endpoints that Services no longer have.
 func (l *lingering) left(before, now *flows.Services) {
-	if before == nil {
-		return
-	}
-	var gone []netip.Addr
-	for a := range before.Endpoints {
-		if !now.Endpoints[a] {
-			gone = append(gone, a)
-		}
-	}
-	l.add(gone...)
+	l.add(flows.EndpointsLeft(before, now)...)
 }
 
 func (l *lingering) add(list ...netip.Addr) {

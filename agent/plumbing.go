@@ -59,18 +59,41 @@ type plumbing struct {
 
 // ask is what bridge and host depend on in objects: Nodes, Services and who serves them.
 type ask struct {
-	self     flows.Node
-	routes   []netip.Prefix
-	services *host.NFTServices
+	self   flows.Node
+	routes []netip.Prefix
+	// own are the addresses of all nodes, sorted.
+	own []netip.Addr
+	// services is what the host has to know of Services, nil where another proxy cares for them. What the host does for
+	// them follows from these two and the podCIDRs.
+	services      *flows.ServiceHost
+	serviceRoutes []netip.Prefix
+	hostServices  *host.NFTServices
 }
 
 func (a ask) equal(b ask) bool {
-	return a.self.Equal(b.self) && slices.Equal(a.routes, b.routes) && reflect.DeepEqual(a.services, b.services)
+	return a.self.Equal(b.self) && slices.Equal(a.routes, b.routes) && slices.Equal(a.own, b.own) &&
+		(a.sameServices(b) || slices.Equal(a.serviceRoutes, b.serviceRoutes) && reflect.DeepEqual(a.hostServices, b.hostServices))
+}
+
+// sameServices is true when what follows from Services is the same in both, without a look at each.
+func (a ask) sameServices(b ask) bool {
+	return a.services == b.services && slices.Equal(a.own, b.own) && slices.Equal(a.self.PodCIDRs, b.self.PodCIDRs)
 }
 
 // ask puts together what the objects ask for now.
 func (p *plumbing) ask(n nodeView) ask {
-	return ask{n.self, append(p.routes(n), p.serviceRoutes(n)...), p.hostServices(n)}
+	a := ask{self: n.self, routes: p.routes(n), own: ownAddresses(n)}
+	s := p.services()
+	if s == nil {
+		return a
+	}
+	a.services = s.Host
+	if a.sameServices(p.asked) && p.asked.services != nil {
+		a.serviceRoutes, a.hostServices = p.asked.serviceRoutes, p.asked.hostServices
+		return a
+	}
+	a.serviceRoutes, a.hostServices = serviceRoutes(s, a), p.nftServices(s, n)
+	return a
 }
 
 // lookTimeout bounds one look; ovs-vswitchd may take its time to make a port.
@@ -217,10 +240,11 @@ func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	if err != nil {
 		return changed, err
 	}
-	gatewayChanged, gatewayErr := p.gateway(nodes, mtu).Ensure(ctx)
-	nftChanged, nftErr := p.nftables(nodes).Ensure(ctx)
+	now := p.ask(nodes)
+	gatewayChanged, gatewayErr := p.gateway(now, mtu).Ensure(ctx)
+	nftChanged, nftErr := p.nftables(now).Ensure(ctx)
 	if err = errors.Join(gatewayErr, nftErr); err == nil {
-		p.asked = p.ask(nodes)
+		p.asked = now
 	}
 	return append(append(changed, gatewayChanged...), nftChanged...), err
 }
@@ -274,15 +298,15 @@ func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 	}
 }
 
-func (p *plumbing) gateway(n nodeView, mtu int) host.Gateway {
+func (p *plumbing) gateway(a ask, mtu int) host.Gateway {
 	g := host.Gateway{
 		Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, RouterMAC: flows.RouterMAC(),
 		NoOffload: p.datapath() == "netdev", ProcSys: p.cfg.ProcSys,
 	}
-	for _, c := range n.self.PodCIDRs {
+	for _, c := range a.self.PodCIDRs {
 		g.Addresses = append(g.Addresses, flows.Gateway(c))
 	}
-	g.Routes = append(p.routes(n), p.serviceRoutes(n)...)
+	g.Routes = slices.Concat(a.routes, a.serviceRoutes)
 	return g
 }
 
@@ -307,10 +331,17 @@ func (p *plumbing) routes(n nodeView) []netip.Prefix {
 	return slices.Compact(out)
 }
 
-func (p *plumbing) nftables(n nodeView) host.NFTables {
+func (p *plumbing) nftables(a ask) host.NFTables {
+	cluster := slices.Clone(a.routes)
+	for _, x := range a.own {
+		if !slices.Contains(a.self.Addresses, x) {
+			cluster = append(cluster, netip.PrefixFrom(x, x.BitLen()))
+		}
+	}
 	return host.NFTables{
-		PodCIDRs: n.self.PodCIDRs, NoMasquerade: append(p.routes(n), p.set.noMasquerade...),
-		GatewayLink: p.cfg.Gateway, TunnelPort: p.set.tunnelPort, Services: p.hostServices(n),
+		Cluster:  cluster,
+		PodCIDRs: a.self.PodCIDRs, NoMasquerade: slices.Concat(a.routes, p.set.noMasquerade),
+		GatewayLink: p.cfg.Gateway, TunnelPort: p.set.tunnelPort, Services: a.hostServices,
 	}
 }
 

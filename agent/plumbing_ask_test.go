@@ -37,6 +37,7 @@ func TestBridgeAndHostAreLookedAtForThoseObjectsOnlyThatChangeWhatTheyNeed(t *te
 	}{
 		{title: "nothing changed", now: nodeView{self: self}, want: true},
 		{title: "a peer inside the cluster CIDR", now: nodeView{self: self, peers: peers("198.18.2.0/24")}, want: true},
+		{title: "an address of a peer", now: nodeView{self: self, peers: map[string]flows.Node{"node-2": {Name: "node-2", Addresses: moved.Addresses}}}},
 		{title: "a peer beyond the cluster CIDR needs a route", now: nodeView{self: self, peers: peers("203.0.113.0/24")}},
 		{title: "another InternalIP", now: nodeView{self: moved}},
 		{title: "another podCIDR", now: nodeView{self: wider}},
@@ -48,7 +49,7 @@ func TestBridgeAndHostAreLookedAtForThoseObjectsOnlyThatChangeWhatTheyNeed(t *te
 		{title: "a failure before", now: nodeView{self: self}, bad: errors.New("no link twill0")},
 	} {
 		now, err := nodeView{self: self}, error(nil)
-		services := &flows.Services{CIDRs: prefixes("198.19.0.0/16")}
+		services := flows.NewServices(nil, prefixes("198.19.0.0/16"))
 		p := newPlumbing(&plumbing{
 			set: settings{clusterCIDRs: prefixes("198.18.0.0/16")}, passed: true,
 			nodes:    func() (nodeView, error) { return now, err },
@@ -56,7 +57,7 @@ func TestBridgeAndHostAreLookedAtForThoseObjectsOnlyThatChangeWhatTheyNeed(t *te
 		})
 		p.asked = p.ask(now)
 		if c.port != nil {
-			services = &flows.Services{CIDRs: services.CIDRs, Ports: map[flows.Owner]*flows.ServicePort{"service/default/web:": c.port}}
+			services = flows.NewServices([]*flows.ServicePort{c.port}, services.CIDRs)
 		}
 		now, err, p.failure = c.now, c.err, c.bad
 		if got := p.unchanged(); got != c.want {
@@ -72,11 +73,11 @@ func TestBridgeAndHostAreLookedAtForThoseObjectsOnlyThatChangeWhatTheyNeed(t *te
 func TestWhatObjectsAskForIsNoRepair(t *testing.T) {
 	log, hook := test.NewNullLogger()
 	self := flows.Node{Name: "node-1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("198.18.1.0/24")}}
-	ports := map[flows.Owner]*flows.ServicePort{}
+	services := flows.NewServices(nil, nil)
 	p := newPlumbing(&plumbing{
 		passed: true, log: log, meter: newMetrics(), done: func(string) {},
 		nodes:    func() (nodeView, error) { return nodeView{self: self}, nil },
-		services: func() *flows.Services { return &flows.Services{Ports: ports} },
+		services: func() *flows.Services { return services },
 	})
 	p.asked = p.ask(nodeView{self: self})
 	look := func(context.Context) ([]string, error) { return []string{"node ports"}, nil }
@@ -90,7 +91,7 @@ func TestWhatObjectsAskForIsNoRepair(t *testing.T) {
 	if got := level(); got != logrus.WarnLevel {
 		t.Errorf("somebody else's change is logged as %v, want a warning", got)
 	}
-	ports = map[flows.Owner]*flows.ServicePort{"service/default/web:": {Protocol: "tcp", ClusterIPs: []netip.Addr{netip.MustParseAddr("198.19.0.80")}, Port: 80, NodePort: 30080}}
+	services = flows.NewServices([]*flows.ServicePort{{Protocol: "tcp", ClusterIPs: []netip.Addr{netip.MustParseAddr("198.19.0.80")}, Port: 80, NodePort: 30080}}, nil)
 	if got := level(); got != logrus.InfoLevel {
 		t.Errorf("a Service's change is logged as %v, want info", got)
 	}

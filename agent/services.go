@@ -2,7 +2,6 @@ package agent
 
 import (
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,7 +12,7 @@ import (
 	"github.com/twill-net/twill/flows"
 )
 
-// services keeps what the objects say about Services, made anew only when one has changed.
+// services keeps what the objects say about Services. Only those are made anew that objects say something else of.
 type services struct {
 	on     bool
 	source source.Source
@@ -22,7 +21,6 @@ type services struct {
 	joiner *source.Joiner
 	// lingering outlives the Services that its addresses were endpoints of.
 	lingering *lingering
-	version   uint64
 	last      *flows.Services
 }
 
@@ -37,52 +35,61 @@ func (s *services) now() *flows.Services {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.last == nil || s.source.ServiceVersion() != s.version {
-		k := s.source.Services()
-		before := s.last
-		s.last, s.version = s.joiner.Join(k), k.Version
+	return s.join()
+}
+
+func (s *services) join() *flows.Services {
+	before := s.last
+	if s.last = s.joiner.Join(s.source.Services()); s.last != before {
 		s.lingering.left(before, s.last)
 	}
 	return s.last
 }
 
+// healthChecked are those of now at whose healthCheckNodePort somebody may ask.
+func (s *services) healthChecked() ([]*source.ServiceObject, *flows.Services) {
+	if !s.on {
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.join()
+	return s.joiner.HealthChecked(), now
+}
+
+// ownAddresses are those of all nodes, sorted.
+func ownAddresses(n nodeView) []netip.Addr {
+	out := slices.Clone(n.self.Addresses)
+	for _, peer := range n.peers {
+		out = append(out, peer.Addresses...)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
 // serviceRoutes are the addresses of Services that the host reaches through the bridge: ClusterIPs by their
 // range, the others one by one. One that is a node's own stays the node's.
-func (p *plumbing) serviceRoutes(n nodeView) []netip.Prefix {
-	s := p.services()
-	if s == nil {
-		return nil
-	}
-	taken := map[netip.Addr]bool{}
-	for _, node := range append(slices.Collect(maps.Values(n.peers)), n.self) {
-		for _, a := range node.Addresses {
-			taken[a] = true
-		}
-	}
+func serviceRoutes(s *flows.Services, a ask) []netip.Prefix {
 	families := map[bool]bool{} // those that this node has addresses of, "is IPv4"
-	for _, c := range n.self.PodCIDRs {
+	for _, c := range a.self.PodCIDRs {
 		families[c.Addr().Is4()] = true
 	}
-	out := s.HostRoutes()
-	return slices.DeleteFunc(out, func(r netip.Prefix) bool {
-		return !families[r.Addr().Is4()] || r.IsSingleIP() && taken[r.Addr()]
+	return slices.DeleteFunc(s.HostRoutes(), func(r netip.Prefix) bool {
+		_, taken := slices.BinarySearchFunc(a.own, r.Addr(), netip.Addr.Compare)
+		return !families[r.Addr().Is4()] || r.IsSingleIP() && taken
 	})
 }
 
-// hostServices is what the host's nftables do for Services.
-func (p *plumbing) hostServices(n nodeView) *host.NFTServices {
-	s := p.services()
-	if s == nil {
-		return nil
-	}
+// nftServices is what the host's nftables do for Services.
+func (p *plumbing) nftServices(s *flows.Services, n nodeView) *host.NFTServices {
 	out := &host.NFTServices{RejectMAC: net.HardwareAddr(flows.RejectMAC()), NodePortAddresses: p.set.nodePortAddresses}
 	for _, c := range n.self.PodCIDRs {
 		out.To = append(out.To, flows.NodePortAddress(c.Addr().Is4()))
 	}
-	for _, port := range s.NodePorts() {
+	for _, port := range s.Host.NodePorts() {
 		out.NodePorts = append(out.NodePorts, host.NodePort{IPv4: port.IPv4, Protocol: port.Protocol, Port: port.Port})
 	}
-	for _, u := range s.Unserved() {
+	for _, u := range s.Host.Unserved() {
 		out.Unserved = append(out.Unserved, host.Unserved{Protocol: u.Protocol, At: u.At})
 	}
 	return out
@@ -94,7 +101,7 @@ func useless(s *flows.Services) []string {
 	if s == nil {
 		return nil
 	}
-	for o, p := range s.Ports {
+	for o, p := range s.Ports.All() {
 		if p.Useless() {
 			out = append(out, fmt.Sprintf("%s has no endpoint that is ready: clients are rejected at once", o))
 		}

@@ -125,7 +125,7 @@ func (a *Agent) status(ctx context.Context) Status {
 			return
 		}
 		if w.Services != nil {
-			s.Services, s.WithoutEndpoints = len(w.Services.Ports), useless(w.Services)
+			s.Services, s.WithoutEndpoints = w.Services.Ports.Len(), useless(w.Services)
 		}
 		for _, o := range d.Owners() {
 			for _, p := range w.Pods[o] {

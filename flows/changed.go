@@ -66,46 +66,33 @@ func changedServices(before, after *World, nodes map[netip.Addr]bool) (out []Own
 		return nil // so was old: sameBase
 	}
 	for a := range nodes {
-		if now.Addresses[a] {
+		if now.Serves(a) {
 			out = append(out, addressOwner(a))
 		}
 	}
-	if old == now && maps.Equal(before.Lingering, after.Lingering) {
-		return out
-	}
-	for a := range before.translated() {
-		if !after.translates(a) {
+	for a := range maybeTranslated(before, after) {
+		if before.translates(a) != after.translates(a) {
 			out = append(out, endpointOwner(a))
 		}
 	}
-	for a := range after.translated() {
-		if !before.translates(a) {
-			out = append(out, endpointOwner(a))
+	Differences(old.Ports, now.Ports, (*ServicePort).Equal, func(o string) { out = append(out, Owner(o)) })
+	Differences(old.addresses, now.addresses, sameAddress, func(a string) { out = append(out, servedAddressOwner(a)) })
+	return out
+}
+
+// maybeTranslated holds all addresses whose answers are translated in one of two Worlds only.
+func maybeTranslated(before, after *World) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	maps.Copy(out, before.Lingering)
+	maps.Copy(out, after.Lingering)
+	old, now := before.Services.endpoints, after.Services.endpoints
+	Differences(old, now, sameAddress, func(key string) {
+		a, ok := now.Get(key)
+		if !ok {
+			a, _ = old.Get(key)
 		}
-	}
-	if old == now {
-		return out
-	}
-	for o, p := range now.Ports {
-		if !p.Equal(old.Ports[o]) {
-			out = append(out, o)
-		}
-	}
-	for o := range old.Ports {
-		if now.Ports[o] == nil {
-			out = append(out, o)
-		}
-	}
-	for a := range now.Addresses {
-		if !old.Addresses[a] {
-			out = append(out, addressOwner(a))
-		}
-	}
-	for a := range old.Addresses {
-		if !now.Addresses[a] {
-			out = append(out, addressOwner(a))
-		}
-	}
+		out[a] = true
+	})
 	return out
 }
 

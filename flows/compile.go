@@ -36,10 +36,10 @@ func (w *World) Owners() []Owner {
 		out = append(out, o)
 	}
 	if s := w.Services; s != nil {
-		for o := range s.Ports {
-			out = append(out, o)
+		for o := range s.Ports.All() {
+			out = append(out, Owner(o))
 		}
-		for a := range s.Addresses {
+		for _, a := range s.addresses.All() {
 			out = append(out, addressOwner(a))
 		}
 		for a := range w.translated() {
@@ -72,12 +72,12 @@ func Compile(w *World, o Owner) ([]Flow, error) {
 		}
 		return out, nil
 	case "service":
-		if w.Services == nil || w.Services.Ports[o] == nil {
+		if w.Services == nil || w.Services.Port(o) == nil {
 			return nil, nil
 		}
-		return servicePortFlows(w, w.Services.Ports[o]), nil
+		return servicePortFlows(w, w.Services.Port(o)), nil
 	case "service-address":
-		if a, err := netip.ParseAddr(name); err == nil && w.Services != nil && w.Services.Addresses[a] {
+		if a, err := netip.ParseAddr(name); err == nil && w.Services != nil && w.Services.Serves(a) {
 			return serviceAddressFlows(w, a), nil
 		}
 		return nil, nil

@@ -239,11 +239,11 @@ func changedPolicy(old, now *Policy) []Owner {
 		now = none
 	}
 	var out []Owner
-	differences(old.Rules, now.Rules, func(a, b *Rule) bool { return a == b },
+	Differences(old.Rules, now.Rules, func(a, b *Rule) bool { return a == b },
 		func(k string) { out = append(out, Owner(k)) })
-	differences(old.Clauses, now.Clauses, func(a, b *Clause) bool { return a == b },
+	Differences(old.Clauses, now.Clauses, func(a, b *Clause) bool { return a == b },
 		func(k string) { out = append(out, ClauseOwner(k)) })
-	differences(old.Peers, now.Peers, func(a, b *Peer) bool { return a == b },
+	Differences(old.Peers, now.Peers, func(a, b *Peer) bool { return a == b },
 		func(k string) { out = append(out, PeerOwner(k)) })
 	return out
 }

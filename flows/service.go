@@ -2,7 +2,6 @@ package flows
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -33,7 +32,7 @@ type ServicePort struct {
 	Endpoints []Endpoint
 
 	// groups are the numbers of its groups, by what they balance over, and behind each those of its parts;
-	// assigned by NewServices.
+	// assigned by a ServiceIndex.
 	groups map[groupKey][]GroupID
 }
 
@@ -42,18 +41,73 @@ type groupKey struct {
 	v4, local bool
 }
 
-// Services is everything that Kubernetes says about Services. It is made by NewServices and not
-// changed afterwards.
+// Services is everything that Kubernetes says about Services. It is a value: a ServiceIndex makes another one for
+// each change, which shares with it all that is the same.
 type Services struct {
 	// Ports are the ports by owner.
-	Ports map[Owner]*ServicePort
-	// Addresses are those at which some port is served: each once, however many Services share it.
-	Addresses map[netip.Addr]bool
-	// Endpoints are the addresses that packets may be sent to instead.
-	Endpoints map[netip.Addr]bool
+	Ports *Shards[*ServicePort]
 	// CIDRs are the ranges that ClusterIPs are taken from, where the operator told them.
 	CIDRs []netip.Prefix
+	// Host is what hosts do for them; the same pointer as long as that is the same.
+	Host *ServiceHost `json:"-"`
+
+	// addresses are those at which some port is served, each once, however many Services share it. endpoints are those
+	// that packets may be sent to instead; an address that is both is served. Both by their text.
+	addresses, endpoints *Shards[netip.Addr]
+	// frontends are the owners of the ports that are served at each, sorted, by its text.
+	frontends *Shards[[]Owner]
 }
+
+// Port is the one of an owner, nil if there is none.
+func (s *Services) Port(o Owner) *ServicePort {
+	p, _ := s.Ports.Get(string(o))
+	return p
+}
+
+// All are all ports, sorted by owner.
+func (s *Services) All() []*ServicePort {
+	out := make([]*ServicePort, 0, s.Ports.Len())
+	for _, o := range s.Ports.Keys() {
+		out = append(out, s.Port(Owner(o)))
+	}
+	return out
+}
+
+// Serves is true for an address at which some port is served.
+func (s *Services) Serves(a netip.Addr) bool {
+	_, ok := s.addresses.Get(a.String())
+	return ok
+}
+
+// Leads is true for an address that packets may be sent to instead: that of an endpoint.
+func (s *Services) Leads(a netip.Addr) bool {
+	_, ok := s.endpoints.Get(a.String())
+	return ok
+}
+
+// At are the ports that are served at an address and port, sorted by owner: one, unless Services contradict each other.
+func (s *Services) At(f Frontend) (out []*ServicePort) {
+	owners, _ := s.frontends.Get(f.String())
+	for _, o := range owners {
+		out = append(out, s.Port(o))
+	}
+	return out
+}
+
+// EndpointsLeft are the addresses that were endpoints before and are none now.
+func EndpointsLeft(before, now *Services) (out []netip.Addr) {
+	if before == nil {
+		return nil
+	}
+	Differences(before.endpoints, now.endpoints, sameAddress, func(key string) {
+		if a, was := before.endpoints.Get(key); was {
+			out = append(out, a)
+		}
+	})
+	return out
+}
+
+func sameAddress(a, b netip.Addr) bool { return a == b }
 
 // NodePortAddress4 and NodePortAddress6 are what the host translates its own addresses to for a NodePort, so that the bridge
 // knows them by one address whichever of them the client used. They are the same on every node, and no
@@ -81,65 +135,9 @@ func ServiceOwner(namespace, name, port, protocol string) Owner {
 }
 
 // addressOwner and endpointOwner own what several Services share.
-func addressOwner(a netip.Addr) Owner  { return Owner("service-address/" + a.String()) }
-func endpointOwner(a netip.Addr) Owner { return Owner("endpoint-address/" + a.String()) }
-
-// NewServices puts ports together and numbers their groups. It takes the ports over; those of former
-// Services may be among them. Two ports of one owner cannot be; the first is used.
-func NewServices(ports []*ServicePort, cidrs []netip.Prefix) *Services {
-	s := &Services{Ports: map[Owner]*ServicePort{}, Addresses: map[netip.Addr]bool{}, Endpoints: map[netip.Addr]bool{}, CIDRs: cidrs}
-	for _, p := range ports {
-		if _, twice := s.Ports[p.Owner]; twice {
-			continue
-		}
-		s.Ports[p.Owner] = p
-		for _, list := range [][]netip.Addr{p.ClusterIPs, p.LoadBalancer, p.External} {
-			for _, a := range list {
-				s.Addresses[a] = true
-			}
-		}
-		for _, e := range p.Endpoints {
-			s.Endpoints[e.Address] = true
-		}
-		if p.NodePort != 0 {
-			s.Addresses[NodePortAddress(true)] = true
-			s.Addresses[NodePortAddress(false)] = true
-		}
-	}
-	for a := range s.Addresses {
-		delete(s.Endpoints, a) // an address that is both is served
-	}
-	s.number()
-	return s
-}
-
-// number gives each group the number that its identity hashes to, or the next one that is free. The
-// outcome depends on the set of ports alone.
-func (s *Services) number() {
-	taken := make(map[GroupID]bool, 2*len(s.Ports))
-	for _, o := range slices.Sorted(maps.Keys(s.Ports)) {
-		p := s.Ports[o]
-		groups := make(map[groupKey][]GroupID, 2)
-		for _, k := range p.groupKeys() {
-			for i := range 1 + partsOf(len(p.Endpoints)) {
-				id := GroupID(hash32(fmt.Sprintf("%s %t %t %d", o, k.v4, k.local, i)) % uint32(maxGroupID))
-				for taken[id] || id == 0 {
-					id = (id + 1) % maxGroupID
-				}
-				taken[id] = true
-				groups[k] = append(groups[k], id)
-			}
-		}
-		switch {
-		case p.groups == nil:
-			p.groups = groups
-		case !maps.EqualFunc(p.groups, groups, slices.Equal):
-			again := *p // others may still use it with its former numbers
-			again.groups = groups
-			s.Ports[o] = &again
-		}
-	}
-}
+func addressOwner(a netip.Addr) Owner   { return servedAddressOwner(a.String()) }
+func servedAddressOwner(a string) Owner { return Owner("service-address/" + a) }
+func endpointOwner(a netip.Addr) Owner  { return Owner("endpoint-address/" + a.String()) }
 
 // groupKeys are the groups that the port may need.
 func (p *ServicePort) groupKeys() []groupKey {
@@ -156,12 +154,17 @@ func (p *ServicePort) groupKeys() []groupKey {
 	return out
 }
 
-// Equal is true when both say the same.
+// Equal is true when both say the same and have the same groups.
 func (p *ServicePort) Equal(o *ServicePort) bool {
-	return p == o || p != nil && o != nil && p.Owner == o.Owner && p.Protocol == o.Protocol && p.Port == o.Port && p.NodePort == o.NodePort &&
+	return p == o || p != nil && o != nil && p.says(o) && maps.EqualFunc(p.groups, o.groups, slices.Equal)
+}
+
+// says is true when both say the same.
+func (p *ServicePort) says(o *ServicePort) bool {
+	return p.Owner == o.Owner && p.Protocol == o.Protocol && p.Port == o.Port && p.NodePort == o.NodePort &&
 		slices.Equal(p.ClusterIPs, o.ClusterIPs) && slices.Equal(p.LoadBalancer, o.LoadBalancer) && slices.Equal(p.External, o.External) &&
 		slices.Equal(p.SourceRanges, o.SourceRanges) && p.InternalLocal == o.InternalLocal && p.ExternalLocal == o.ExternalLocal &&
-		p.Affinity == o.Affinity && slices.EqualFunc(p.Endpoints, o.Endpoints, Endpoint.Equal) && maps.EqualFunc(p.groups, o.groups, slices.Equal)
+		p.Affinity == o.Affinity && slices.EqualFunc(p.Endpoints, o.Endpoints, Endpoint.Equal)
 }
 
 // frontend is one address at which a port is served.

@@ -236,13 +236,13 @@ func (w *World) translated() iter.Seq[netip.Addr] {
 		if w.Services == nil {
 			return
 		}
-		for a := range w.Services.Endpoints {
+		for _, a := range w.Services.endpoints.All() {
 			if !yield(a) {
 				return
 			}
 		}
 		for a := range w.Lingering {
-			if !w.Services.Endpoints[a] && w.translates(a) && !yield(a) {
+			if !w.Services.Leads(a) && w.translates(a) && !yield(a) {
 				return
 			}
 		}
@@ -251,7 +251,7 @@ func (w *World) translated() iter.Seq[netip.Addr] {
 
 // translates is true for one of them.
 func (w *World) translates(a netip.Addr) bool {
-	return w.Services != nil && (w.Services.Endpoints[a] || w.Lingering[a] && !w.Services.Addresses[a])
+	return w.Services != nil && (w.Services.Leads(a) || w.Lingering[a] && !w.Services.Serves(a))
 }
 
 // endpointAddressFlows track what goes straight to an endpoint and bring answers of it back.

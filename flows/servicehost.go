@@ -13,26 +13,55 @@ type NodePort struct {
 	Port     uint16
 }
 
-// NodePorts are all node ports, sorted.
-func (s *Services) NodePorts() []NodePort {
-	var out []NodePort
-	for _, p := range s.Ports {
-		for _, v4 := range []bool{true, false} {
-			if p.NodePort != 0 && slices.ContainsFunc(p.ClusterIPs, func(a netip.Addr) bool { return a.Is4() == v4 }) {
-				out = append(out, NodePort{v4, p.Protocol, p.NodePort})
-			}
-		}
+// key is "tcp 30080 IPv4".
+func (n NodePort) key() string {
+	family := "IPv6"
+	if n.IPv4 {
+		family = "IPv4"
 	}
-	slices.SortFunc(out, func(a, b NodePort) int {
-		if a.IPv4 != b.IPv4 {
-			if a.IPv4 {
-				return -1
-			}
-			return 1
+	return n.Protocol + " " + decimalPort(n.Port) + " " + family
+}
+
+func (n NodePort) compare(o NodePort) int {
+	if n.IPv4 != o.IPv4 {
+		if n.IPv4 {
+			return -1
 		}
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
-	})
-	return slices.Compact(out)
+		return 1
+	}
+	return cmp.Or(cmp.Compare(n.Protocol, o.Protocol), cmp.Compare(n.Port, o.Port))
+}
+
+// ServiceHost is what a host has to know of Services to bring its packets for them to the bridge.
+type ServiceHost struct {
+	nodePorts *Shards[NodePort]
+	unserved  *Shards[Frontend]
+	// external are the addresses of load balancers and the external ones.
+	external *Shards[netip.Addr]
+	// around4 and around6 are the smallest ranges that hold all ClusterIPs that are in none of cidrs.
+	around4, around6 netip.Prefix
+	// translated says of each family that the address for node ports is served.
+	translated bool
+}
+
+// NodePorts are all node ports, sorted.
+func (h *ServiceHost) NodePorts() []NodePort {
+	return sortedValues(h.nodePorts, NodePort.compare)
+}
+
+// Unserved are the IPv4 addresses and ports of Services, other than those of TCP, at which nobody takes connections
+// at all. Sorted.
+func (h *ServiceHost) Unserved() []Frontend {
+	return sortedValues(h.unserved, Frontend.compare)
+}
+
+func sortedValues[V any](s *Shards[V], compare func(a, b V) int) []V {
+	var out []V
+	for _, v := range s.All() {
+		out = append(out, v)
+	}
+	slices.SortFunc(out, compare)
+	return out
 }
 
 // HostRoutes are the ranges and addresses that a host reaches through its bridge: the ranges of ClusterIPs or, of
@@ -40,38 +69,77 @@ func (s *Services) NodePorts() []NodePort {
 // balancers and each external one; the one for node ports. Sorted.
 func (s *Services) HostRoutes() []netip.Prefix {
 	out := slices.Clone(s.CIDRs)
-	told := func(a netip.Addr) bool {
-		return slices.ContainsFunc(s.CIDRs, func(c netip.Prefix) bool { return c.Contains(a) })
-	}
-	around := map[bool]netip.Prefix{}
-	for _, p := range s.Ports {
-		for _, a := range p.ClusterIPs {
-			if told(a) {
-				continue
-			}
-			r, ok := around[a.Is4()]
-			if !ok {
-				r = host(a)
-			}
-			for !r.Contains(a) {
-				r = netip.PrefixFrom(r.Addr(), r.Bits()-1).Masked()
-			}
-			around[a.Is4()] = r
-		}
-		for _, list := range [][]netip.Addr{p.LoadBalancer, p.External} {
-			for _, a := range list {
-				out = append(out, host(a))
-			}
+	for _, r := range []netip.Prefix{s.Host.around4, s.Host.around6} {
+		if r.IsValid() {
+			out = append(out, r)
 		}
 	}
-	for _, r := range around {
-		out = append(out, r)
+	for _, a := range s.Host.external.All() {
+		out = append(out, host(a))
 	}
-	for _, v4 := range []bool{true, false} {
-		if a := NodePortAddress(v4); s.Addresses[a] {
-			out = append(out, host(a))
-		}
+	if s.Host.translated {
+		out = append(out, host(NodePortAddress(true)), host(NodePortAddress(false)))
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out)
+}
+
+// nodePorts are those of one port.
+func (p *ServicePort) nodePorts() (out []NodePort) {
+	for _, v4 := range []bool{true, false} {
+		if p.NodePort != 0 && slices.ContainsFunc(p.ClusterIPs, func(a netip.Addr) bool { return a.Is4() == v4 }) {
+			out = append(out, NodePort{v4, p.Protocol, p.NodePort})
+		}
+	}
+	return out
+}
+
+// unserved are where nobody takes connections to a port, see ServiceHost.
+func (p *ServicePort) unserved() (out []Frontend) {
+	if p.Protocol == "tcp" || slices.ContainsFunc(p.Endpoints, func(e Endpoint) bool { return e.Address.Is4() && (e.Ready || e.Serving && e.Terminating) }) {
+		return nil
+	}
+	for _, f := range p.frontends(true) {
+		out = append(out, Frontend{p.Protocol, netip.AddrPortFrom(f.address, f.port)})
+	}
+	return out
+}
+
+// span is the smallest range that holds addresses of one family: it counts, of each bit, in how many it is set.
+type span struct {
+	n    int
+	bits int
+	ones [128]int
+}
+
+func (s *span) add(a netip.Addr, by int) {
+	s.n += by
+	s.bits = a.BitLen()
+	for i, b := range a.AsSlice() {
+		for bit := range 8 {
+			if b&(0x80>>bit) != 0 {
+				s.ones[8*i+bit] += by
+			}
+		}
+	}
+}
+
+// prefix is not valid where there is no address.
+func (s *span) prefix() netip.Prefix {
+	if s.n == 0 {
+		return netip.Prefix{}
+	}
+	common := make([]byte, s.bits/8)
+	for i := range s.bits {
+		switch s.ones[i] {
+		case 0:
+		case s.n:
+			common[i/8] |= 0x80 >> (i % 8)
+		default:
+			a, _ := netip.AddrFromSlice(common)
+			return netip.PrefixFrom(a, i)
+		}
+	}
+	a, _ := netip.AddrFromSlice(common)
+	return host(a)
 }

@@ -109,8 +109,8 @@ func (s *Shards[V]) With(put map[string]V, gone []string) *Shards[V] {
 	return out
 }
 
-// differences calls f for each key whose entries are not the same in both.
-func differences[V any](s, o *Shards[V], same func(a, b V) bool, f func(key string)) {
+// Differences calls f for each key whose entries are not the same in both. Either may be nil.
+func Differences[V any](s, o *Shards[V], same func(a, b V) bool, f func(key string)) {
 	if s == o {
 		return
 	}

@@ -27,7 +27,7 @@ func (s *Shards[V]) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// UnmarshalJSON reads ports and ranges, and numbers the groups as NewServices does.
+// UnmarshalJSON reads ports and ranges, and puts them together as NewServices does.
 func (s *Services) UnmarshalJSON(text []byte) error {
 	var saved struct {
 		Ports map[Owner]*ServicePort

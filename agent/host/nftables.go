@@ -20,7 +20,8 @@ const injected = "injected-tunnel-packets"
 
 // NFTables is what the host filter has to do for the pod network:
 //
-//	postrouting  what pods send out of the pod network leaves with an address of the node
+//	postrouting  what pods send out of the pod network leaves with an address of the node; answers to what the
+//	             host has translated to a pod of the node, such as a hostPort, come back to it
 //	prerouting,  tunnel packets between nodes are kept out of connection tracking: one entry for each
 //	output       source port would fill the table, and nothing ever asks for them
 //	input,       a tunnel packet that comes from a pod is dropped and counted: it would carry whatever
@@ -31,6 +32,9 @@ type NFTables struct {
 	// NoMasquerade are destinations that see the address of the pod: cluster CIDRs, the podCIDRs of
 	// peers, and what the operator configured. They may overlap.
 	NoMasquerade []netip.Prefix
+	// Cluster are the ranges of all pods and the addresses of the other nodes: answers to those do not come by the host of
+	// themselves. They may overlap.
+	Cluster []netip.Prefix
 	// GatewayLink is the host's end of the pod network.
 	GatewayLink string
 	// TunnelPort is the UDP port of the tunnel; 0 leaves out all rules about it.
@@ -70,19 +74,40 @@ func nftChains() []nftChain {
 
 // nftFamily is what differs between IPv4 and IPv6 in the words of nft.
 type nftFamily struct {
-	set, addressType, protocol, multicast string
+	set, cluster, addressType, protocol, multicast string
 }
 
 func nftFamilyOf(a netip.Addr) nftFamily {
 	if a.Is4() {
-		return nftFamily{"no-masquerade-ipv4", "ipv4_addr", "ip", "224.0.0.0/4"}
+		return nftFamily{"no-masquerade-ipv4", "cluster-ipv4", "ipv4_addr", "ip", "224.0.0.0/4"}
 	}
-	return nftFamily{"no-masquerade-ipv6", "ipv6_addr", "ip6", "ff00::/8"}
+	return nftFamily{"no-masquerade-ipv6", "cluster-ipv6", "ipv6_addr", "ip6", "ff00::/8"}
 }
+
+// TranslatedIPv4 and TranslatedIPv6 are whom a pod sees where another pod, or another node, reaches it by a port of the
+// host, such as a hostPort: its answer has to come by the host, which puts the address back, not straight by the
+// bridge. They are no node's and no pod's, so that policies do not take the client for either. One is link-local (RFC
+// 3927), the other unique local (RFC 4193); they never leave the node.
+const (
+	TranslatedIPv4 = "169.254.77.3"
+	TranslatedIPv6 = "fd77:7769:6c6c::3"
+)
+
+// kubeProxyMark is on what kube-proxy gives the node's own address to (its masqueradeBit, 14 by default): that answers
+// come by the host then is its business.
+const kubeProxyMark = "0x4000"
 
 func (n NFTables) rules() (all []nftRule) {
 	for _, cidr := range n.PodCIDRs {
-		f := nftFamilyOf(cidr.Addr())
+		f, to, other := nftFamilyOf(cidr.Addr()), TranslatedIPv4, ""
+		if cidr.Addr().Is6() {
+			to = TranslatedIPv6
+		}
+		if n.Services == nil {
+			other = fmt.Sprintf("meta mark & %s == 0 ", kubeProxyMark)
+		}
+		all = append(all, nftRule{"postrouting", fmt.Sprintf("%s daddr %s ct status dnat %[1]s saddr @%[3]s %[4]ssnat %[1]s to %[5]s", f.protocol, cidr.Masked(), f.cluster, other, to),
+			"who reaches a pod by a port of the host gets answers by the host"})
 		all = append(all, nftRule{"postrouting", fmt.Sprintf("%s saddr %s oifname != %q %s daddr != @%s %s daddr != %s masquerade fully-random",
 			f.protocol, cidr.Masked(), n.GatewayLink, f.protocol, f.set, f.protocol, f.multicast),
 			"pods that leave the pod network get an address of the node"})
@@ -107,10 +132,14 @@ func (n NFTables) rules() (all []nftRule) {
 func (n NFTables) sets() map[string][]string {
 	sets := n.Services.sets()
 	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		sets[nftFamilyOf(a).set] = nil
+		sets[nftFamilyOf(a).set], sets[nftFamilyOf(a).cluster] = nil, nil
 	}
 	for _, p := range outermost(n.NoMasquerade) {
 		name := nftFamilyOf(p.Addr()).set
+		sets[name] = append(sets[name], p.String())
+	}
+	for _, p := range outermost(n.Cluster) {
+		name := nftFamilyOf(p.Addr()).cluster
 		sets[name] = append(sets[name], p.String())
 	}
 	return sets
@@ -214,7 +243,9 @@ func (n NFTables) build(tx *knftables.Transaction) {
 	tx.Add(&knftables.Counter{Name: injected})
 	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		f := nftFamilyOf(a)
-		tx.Add(&knftables.Set{Name: f.set, Type: f.addressType, Flags: []knftables.SetFlag{knftables.IntervalFlag}})
+		for _, name := range []string{f.set, f.cluster} {
+			tx.Add(&knftables.Set{Name: name, Type: f.addressType, Flags: []knftables.SetFlag{knftables.IntervalFlag}})
+		}
 	}
 	for _, set := range n.Services.declarations() {
 		tx.Add(set)

@@ -48,7 +48,7 @@ func (x expectation) service(p packet, endpoint netip.AddrPort) (bool, *Verdict)
 	if x.w.Services == nil {
 		return false, nil
 	}
-	served := x.w.Services.Addresses[p.dst]
+	served := x.w.Services.Serves(p.dst)
 	port := servedAt(x.w, p.Proto, p.dst, p.Port)
 	switch {
 	case !served && !inside(x.w.Services.CIDRs, p.dst):

@@ -362,7 +362,7 @@ func (r recovery) services(objects *source.Manifests) {
 	r.world.Services = source.NewJoiner(cidrs).Join(objects.Services())
 	r.world.Lingering = map[netip.Addr]bool{}
 	for a := range answers {
-		if !r.world.Services.Endpoints[a] && !r.world.Services.Addresses[a] {
+		if !r.world.Services.Leads(a) && !r.world.Services.Serves(a) {
 			r.world.Lingering[a] = true
 		}
 	}

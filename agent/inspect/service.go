@@ -3,7 +3,6 @@ package inspect
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -20,12 +19,12 @@ func servicePorts(w *flows.World, name string) []*flows.ServicePort {
 		return nil
 	}
 	var out []*flows.ServicePort
-	for _, o := range slices.Sorted(maps.Keys(w.Services.Ports)) {
-		full, _, _ := strings.Cut(strings.TrimPrefix(string(o), servicePrefix), "/udp")
+	for _, p := range w.Services.All() {
+		full, _, _ := strings.Cut(strings.TrimPrefix(string(p.Owner), servicePrefix), "/udp")
 		full, _, _ = strings.Cut(full, "/sctp")
 		service, _, _ := strings.Cut(full, ":")
 		if want := strings.TrimPrefix(name, servicePrefix); want == full || want == service {
-			out = append(out, w.Services.Ports[o])
+			out = append(out, p)
 		}
 	}
 	return out
@@ -70,8 +69,8 @@ func atNodePort(w *flows.World, proto string, port uint16) *flows.ServicePort {
 	if w.Services == nil || port == 0 {
 		return nil
 	}
-	for _, o := range slices.Sorted(maps.Keys(w.Services.Ports)) {
-		if p := w.Services.Ports[o]; p.NodePort == port && p.Protocol == proto {
+	for _, p := range w.Services.All() {
+		if p.NodePort == port && p.Protocol == proto {
 			return p
 		}
 	}
@@ -86,25 +85,23 @@ func servedAt(w *flows.World, proto string, a netip.Addr, port uint16) *flows.Se
 	if a == flows.NodePortAddress(a.Is4()) {
 		return atNodePort(w, proto, port)
 	}
-	for _, o := range slices.Sorted(maps.Keys(w.Services.Ports)) {
-		if p := w.Services.Ports[o]; p.Protocol == proto && p.Port == port && slices.Contains(serviceAddresses(p), a) {
-			return p
-		}
+	for _, p := range w.Services.At(flows.Frontend{Protocol: proto, At: netip.AddrPortFrom(a, port)}) {
+		return p
 	}
 	return nil
 }
 
 // serviceAt names the Service that has an address, whatever the port; empty if none has.
 func serviceAt(w *flows.World, a netip.Addr) string {
-	if w.Services == nil || !w.Services.Addresses[a] {
+	if w.Services == nil || !w.Services.Serves(a) {
 		return ""
 	}
 	if a == flows.NodePortAddress(a.Is4()) {
 		return "node ports"
 	}
-	for _, o := range slices.Sorted(maps.Keys(w.Services.Ports)) {
-		if slices.Contains(serviceAddresses(w.Services.Ports[o]), a) {
-			return "Service " + serviceName(o)
+	for _, p := range w.Services.All() {
+		if slices.Contains(serviceAddresses(p), a) {
+			return "Service " + serviceName(p.Owner)
 		}
 	}
 	return ""
@@ -141,10 +138,10 @@ func whereIs(w *flows.World, names *flows.Names, service flows.Owner, e netip.Ad
 	if name, ok := strings.CutPrefix(names.Address(e.Addr().String()), e.Addr().String()+" ("); ok {
 		return strings.TrimSuffix(name, ")")
 	}
-	if w.Services == nil || w.Services.Ports[service] == nil {
+	if w.Services == nil || w.Services.Port(service) == nil {
 		return ""
 	}
-	for _, x := range w.Services.Ports[service].Endpoints {
+	for _, x := range w.Services.Port(service).Endpoints {
 		if x.Address == e.Addr() && x.Port == e.Port() && x.Node != "" {
 			return "on node " + x.Node
 		}
@@ -171,8 +168,7 @@ func serviceSamples(w *flows.World) (to []netip.Addr, ports []Question) {
 		}
 	}
 	if w.Services != nil {
-		for _, o := range slices.Sorted(maps.Keys(w.Services.Ports)) {
-			p := w.Services.Ports[o]
+		for _, p := range w.Services.All() {
 			to = append(to, serviceAddresses(p)...)
 			ask(p.Protocol, p.Port)
 			if p.NodePort != 0 {

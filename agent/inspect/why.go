@@ -279,7 +279,7 @@ func (r *reasoner) local(out *Why) (because, remedy string) {
 	policy := "internalTrafficPolicy"
 	if s := r.w.Services; s == nil {
 		policy = "traffic policy" // Services have just been switched off
-	} else if port := s.Ports[out.Owner]; port != nil && !slices.Contains(port.ClusterIPs, r.p.dst) {
+	} else if port := s.Port(out.Owner); port != nil && !slices.Contains(port.ClusterIPs, r.p.dst) {
 		policy = "externalTrafficPolicy"
 	}
 	return fmt.Sprintf("%s of Service %s is Local, and none of its endpoints that are ready is on node %s", policy, name, r.w.Node.Name),

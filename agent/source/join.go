@@ -1,77 +1,94 @@
 package source
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/twill-net/twill/flows"
 )
 
-// ServiceKinds are all Services and EndpointSlices. Version changes with every change of one.
+// ServiceKinds are all Services and EndpointSlices, by "namespace/name". Two that are equal hold the same objects.
 type ServiceKinds struct {
-	Version  uint64
-	Services []*ServiceObject
-	Slices   []*SliceObject
+	Services *flows.Shards[*ServiceObject]
+	Slices   *flows.Shards[*SliceObject]
 }
 
-// Joiner puts Services and their EndpointSlices together. What did not change is not made anew, so that
-// ten thousand Services cost one comparison of pointers each.
+// Joiner puts Services and their EndpointSlices together. It compares all objects with those of the time before, at a
+// cost that follows how many differ, and makes anew only the Services that these are about. What comes out
+// depends on the objects alone: a new Joiner makes the same of them.
 type Joiner struct {
-	cidrs  []netip.Prefix
-	before map[Key]*joined
-}
-
-type joined struct {
-	service *ServiceObject
-	slices  []*SliceObject
-	ports   []*flows.ServicePort
+	index *flows.ServiceIndex
+	last  ServiceKinds
+	// slices are the EndpointSlices of each Service, there or not, by their own key.
+	slices map[string]map[string]*SliceObject
+	// checked are the Services at whose healthCheckNodePort somebody may ask, by their key.
+	checked map[string]*ServiceObject
 }
 
 // NewJoiner makes one; cidrs are the ranges of ClusterIPs, where the operator told them.
 func NewJoiner(cidrs []netip.Prefix) *Joiner {
-	return &Joiner{cidrs: cidrs, before: map[Key]*joined{}}
+	return &Joiner{index: flows.NewServiceIndex(cidrs), slices: map[string]map[string]*SliceObject{}, checked: map[string]*ServiceObject{}}
 }
 
-// Join returns what the objects say now.
+// Join returns what the objects say now; the same pointer as before if that is the same.
 func (j *Joiner) Join(k ServiceKinds) *flows.Services {
-	slices := map[Key][]*SliceObject{}
-	for _, s := range k.Slices {
-		if s.Service != "" {
-			key := Key{Namespace: s.Namespace, Name: s.Service}
-			slices[key] = append(slices[key], s)
+	changed := map[string]bool{}
+	flows.Differences(j.last.Services, k.Services, samePointer, func(key string) { changed[key] = true })
+	flows.Differences(j.last.Slices, k.Slices, samePointer, func(key string) {
+		if old, ok := j.last.Slices.Get(key); ok && old.Service != "" {
+			service := old.serviceKey()
+			delete(j.slices[service], key)
+			if len(j.slices[service]) == 0 {
+				delete(j.slices, service)
+			}
+			changed[service] = true
 		}
-	}
-	now := make(map[Key]*joined, len(k.Services))
-	var ports []*flows.ServicePort
-	for _, s := range k.Services {
-		key := Key{Namespace: s.Namespace, Name: s.Name}
-		n := &joined{service: s, slices: slices[key]}
-		if old := j.before[key]; old != nil && old.service == s && samePointers(old.slices, n.slices) {
-			n.ports = old.ports
-		} else {
-			n.ports = portsOf(s, n.slices)
+		if now, ok := k.Slices.Get(key); ok && now.Service != "" {
+			service := now.serviceKey()
+			if j.slices[service] == nil {
+				j.slices[service] = map[string]*SliceObject{}
+			}
+			j.slices[service][key] = now
+			changed[service] = true
 		}
-		now[key] = n
-		ports = append(ports, n.ports...)
+	})
+	j.last = k
+	for key := range changed {
+		s, ok := k.Services.Get(key)
+		if !ok {
+			delete(j.checked, key)
+			j.index.Set(key, nil)
+			continue
+		}
+		if j.checked[key] = s; s.HealthCheckNodePort == 0 || !s.ExternalLocal || len(s.ClusterIPs) == 0 {
+			delete(j.checked, key)
+		}
+		of := j.slices[key]
+		list := make([]*SliceObject, 0, len(of))
+		for _, name := range slices.Sorted(maps.Keys(of)) {
+			list = append(list, of[name])
+		}
+		j.index.Set(key, portsOf(s, list))
 	}
-	j.before = now
-	return flows.NewServices(ports, j.cidrs)
+	return j.index.Services()
 }
 
-func samePointers(a, b []*SliceObject) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
+// HealthChecked are the Services of the last Join with externalTrafficPolicy Local and a healthCheckNodePort, sorted.
+func (j *Joiner) HealthChecked() []*ServiceObject {
+	return slices.SortedFunc(maps.Values(j.checked), func(a, b *ServiceObject) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 }
+
+func (s *SliceObject) serviceKey() string { return s.Namespace + "/" + s.Service }
+
+func samePointer[T any](a, b *T) bool { return a == b }
 
 // portsOf are the ports of a Service that is served.
-func portsOf(s *ServiceObject, slices []*SliceObject) (out []*flows.ServicePort) {
+func portsOf(s *ServiceObject, list []*SliceObject) (out []*flows.ServicePort) {
 	if len(s.ClusterIPs) == 0 {
 		return nil
 	}
@@ -85,7 +102,7 @@ func portsOf(s *ServiceObject, slices []*SliceObject) (out []*flows.ServicePort)
 			ClusterIPs: s.ClusterIPs, LoadBalancer: s.LoadBalancer, External: s.External, SourceRanges: s.SourceRanges,
 			InternalLocal: s.InternalLocal, ExternalLocal: s.ExternalLocal, Affinity: s.Affinity,
 		}
-		for _, slice := range slices {
+		for _, slice := range list {
 			for _, sp := range slice.Ports {
 				if sp.Name != p.Name || sp.Protocol != p.Protocol {
 					continue

@@ -55,6 +55,8 @@ type Manifests struct {
 	dir   string
 	kinds []kind
 	files map[string]*file
+	// links are those of them that are symbolic links.
+	links map[string]bool
 	// definers are the files that define an object, published the objects of a file that are in the store.
 	definers  map[Key]map[string]bool
 	published map[string][]Key
@@ -83,7 +85,7 @@ func NewManifests(config ManifestsConfig) (*Manifests, error) {
 	}
 	return &Manifests{
 		store: newStore(config.Log, config.OnChange),
-		dir:   dir, kinds: kinds(config.Without...), files: map[string]*file{},
+		dir:   dir, kinds: kinds(config.Without...), files: map[string]*file{}, links: map[string]bool{},
 		definers: map[Key]map[string]bool{}, published: map[string][]Key{},
 		dead: fmt.Errorf("manifest directory %s is not followed: it has not started yet", dir),
 	}, nil
@@ -162,38 +164,51 @@ func (m *Manifests) attach(watcher *fsnotify.Watcher) error {
 func (m *Manifests) read() error { return m.readNamed(nil) }
 
 // readNamed is read for events about these names: other files say what they said, or there would have been
-// an event. Links are always read, since where they lead nothing is watched. nil means every name.
+// an event, so that they cost nothing, however many there are. Links are always read, since where they lead nothing is
+// watched. nil means every name.
 func (m *Manifests) readNamed(named map[string]bool) error {
-	list, err := os.ReadDir(m.dir)
-	if err != nil {
-		return err
+	names := map[string]bool{}
+	if named == nil {
+		list, err := os.ReadDir(m.dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range list {
+			names[e.Name()] = true
+		}
+		for name := range m.files {
+			names[name] = true // there or gone
+		}
+	} else {
+		if _, err := os.Stat(m.dir); err != nil {
+			return err
+		}
+		maps.Copy(names, named)
+		maps.Copy(names, m.links)
 	}
-	found := map[string]*file{}
 	var changed []string
-	for _, e := range list {
-		name := e.Name()
+	for name := range names {
 		if strings.HasPrefix(name, ".") || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)) {
 			continue
 		}
 		f := m.files[name]
-		if f != nil && named != nil && !named[name] && e.Type().IsRegular() {
-			found[name] = f
-			continue
-		}
 		if f == nil {
 			f = &file{}
 		}
-		if m.readFile(name, f) {
-			found[name] = f
+		there := m.readFile(name, f)
+		if !there && m.files[name] == nil {
+			continue
 		}
 		changed = append(changed, name)
-	}
-	for name := range m.files {
-		if found[name] == nil {
-			changed = append(changed, name)
+		delete(m.files, name)
+		delete(m.links, name)
+		if there {
+			m.files[name] = f
+			if info, err := os.Lstat(filepath.Join(m.dir, name)); err != nil || !info.Mode().IsRegular() {
+				m.links[name] = true // or it is going: to be looked at again
+			}
 		}
 	}
-	m.files = found
 	m.publish(changed)
 	return nil
 }
@@ -295,7 +310,8 @@ func (m *Manifests) publish(files []string) {
 			delete(m.definers, key)
 		}
 	}
-	if m.complete() && m.synced.CompareAndSwap(false, true) {
+	if !m.Synced() && m.complete() {
+		m.synced.Store(true)
 		m.onChange(Key{})
 	}
 }

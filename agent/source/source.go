@@ -108,10 +108,9 @@ type Source interface {
 	Synced() bool
 	// Nodes are all Nodes sorted by name, with what of them is usable. Do not modify their slices.
 	Nodes() []flows.Node
-	// Services are all Services and EndpointSlices, sorted. Do not modify them.
+	// Services are all Services and EndpointSlices; what has not changed since the last call is shared with what that
+	// returned. Do not modify them.
 	Services() ServiceKinds
-	// ServiceVersion is the Version that Services would have now; cheap.
-	ServiceVersion() uint64
 	// Get is what is usable of one object: *policy.Pod, *policy.Namespace, *policy.Policy or flows.Node by the
 	// kind of the key; nil if nothing. It must not be changed.
 	Get(Key) any

@@ -18,9 +18,10 @@ type store struct {
 	onChange OnChange
 
 	mu      sync.RWMutex
-	entries map[Key]entry
-	// services counts the changes of Services and EndpointSlices.
-	services uint64
+	entries map[string]map[Key]entry // by kind
+	// services is what Services returned last; since are the Services and EndpointSlices that have changed after that.
+	services ServiceKinds
+	since    map[Key]bool
 }
 
 // entry is one object, or one file of which there is only something to complain about.
@@ -34,7 +35,7 @@ func newStore(log logrus.FieldLogger, onChange OnChange) *store {
 	if onChange == nil {
 		onChange = func(Key) {}
 	}
-	return &store{log: log, onChange: onChange, entries: map[Key]entry{}}
+	return &store{log: log, onChange: onChange, entries: map[string]map[Key]entry{}, since: map[Key]bool{}}
 }
 
 // newEntry converts an object. extra are Problems that the source itself has with it.
@@ -60,17 +61,22 @@ func newEntry(k kind, o object, where string, extra ...Problem) (Key, entry) {
 // set makes the entry of key say e. The zero entry removes it.
 func (s *store) set(key Key, e entry) {
 	s.mu.Lock()
-	old := s.entries[key]
+	all := s.entries[key.Kind]
+	if all == nil {
+		all = map[Key]entry{}
+		s.entries[key.Kind] = all
+	}
+	old := all[key]
 	same := reflect.DeepEqual(old.value, e.value)
 	if same {
 		e.value = old.value // readers compare pointers
 	} else if key.Kind == kindService || key.Kind == kindSlice {
-		s.services++
+		s.since[key] = true
 	}
 	if e.value == nil && len(e.problems) == 0 {
-		delete(s.entries, key)
+		delete(all, key)
 	} else {
-		s.entries[key] = e
+		all[key] = e
 	}
 	s.mu.Unlock()
 
@@ -102,24 +108,38 @@ func (s *store) Nodes() []flows.Node { return values[flows.Node](s, "Node") }
 
 // Services implements Source.
 func (s *store) Services() ServiceKinds {
-	s.mu.RLock()
-	version := s.services
-	s.mu.RUnlock()
-	return ServiceKinds{version, values[*ServiceObject](s, kindService), values[*SliceObject](s, kindSlice)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.services = ServiceKinds{
+		Services: upToDate[*ServiceObject](s, s.services.Services, kindService),
+		Slices:   upToDate[*SliceObject](s, s.services.Slices, kindSlice),
+	}
+	clear(s.since)
+	return s.services
 }
 
-// ServiceVersion is the Version that Services would have now.
-func (s *store) ServiceVersion() uint64 {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.services
+// upToDate brings the objects of a kind, as they were returned last, in step with the entries.
+func upToDate[T any](s *store, was *flows.Shards[T], kind string) *flows.Shards[T] {
+	put, gone := map[string]T{}, []string(nil)
+	for key := range s.since {
+		if key.Kind != kind {
+			continue
+		}
+		name := key.Namespace + "/" + key.Name
+		if v := s.entries[kind][key].value; v != nil {
+			put[name] = v.(T)
+		} else {
+			gone = append(gone, name)
+		}
+	}
+	return was.With(put, gone)
 }
 
 // Get implements Source.
 func (s *store) Get(key Key) any {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.entries[key].value
+	return s.entries[key.Kind][key].value
 }
 
 // Keys implements Source.
@@ -131,8 +151,8 @@ func (s *store) Keys(kind string) []Key {
 
 func (s *store) keys(kind string) []Key {
 	var keys []Key
-	for key, e := range s.entries {
-		if key.Kind == kind && e.value != nil {
+	for key, e := range s.entries[kind] {
+		if e.value != nil {
 			keys = append(keys, key)
 		}
 	}
@@ -147,7 +167,7 @@ func values[T any](s *store, kind string) []T {
 	keys := s.keys(kind)
 	list := make([]T, len(keys))
 	for i, key := range keys {
-		list[i] = s.entries[key].value.(T)
+		list[i] = s.entries[kind][key].value.(T)
 	}
 	return list
 }
@@ -157,8 +177,10 @@ func (s *store) Problems() []Problem {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var list []Problem
-	for _, e := range s.entries {
-		list = append(list, e.problems...)
+	for _, all := range s.entries {
+		for _, e := range all {
+			list = append(list, e.problems...)
+		}
 	}
 	slices.SortFunc(list, func(a, b Problem) int {
 		return cmp.Or(compareKeys(a.Key, b.Key), cmp.Compare(a.Where, b.Where), cmp.Compare(a.Reason, b.Reason))
@@ -170,7 +192,7 @@ func (s *store) Problems() []Problem {
 func (s *store) ProblemsOf(key Key) []Problem {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return slices.Clone(s.entries[key].problems)
+	return slices.Clone(s.entries[key.Kind][key].problems)
 }
 
 func compareKeys(a, b Key) int {

@@ -3,7 +3,7 @@
 // ratios much less. It prints Markdown on standard output and progress on standard error.
 //
 //	go run ./test/bench                 everything, some minutes
-//	go run ./test/bench -only traffic   one part: cni, nodes, services, policies or traffic
+//	go run ./test/bench -only traffic   one part: cni, nodes, services, connections, policies or traffic
 //
 // It needs root and bin/ of `make build`. Everything happens in labs (see test/lab) of its own, named by
 // -name, which are gone afterwards, also when it is interrupted; after a kill -9 the next run clears them up.
@@ -37,7 +37,7 @@ type part struct {
 
 func main() {
 	cluster.Hold()
-	only := flag.String("only", "", "parts to run, separated by commas: cni, nodes, services, policies, traffic, api; empty means all but api, which builds Kubernetes the first time")
+	only := flag.String("only", "", "parts to run, separated by commas: cni, nodes, services, connections, policies, traffic, api; empty means all but connections and api, which build Kubernetes the first time")
 	name := flag.String("name", "bench", "prefix of the labs' names")
 	flag.Parse()
 	if err := run(*only, *name); err != nil {
@@ -48,8 +48,8 @@ func main() {
 
 func run(only, name string) error {
 	parts := []part{
-		{"cni", benchCNI, false}, {"nodes", benchNodes, false}, {"services", benchServices, false}, {"policies", benchPolicies, false},
-		{"traffic", benchTraffic, false}, {"api", benchAPI, true},
+		{"cni", benchCNI, false}, {"nodes", benchNodes, false}, {"services", benchServices, false},
+		{"connections", benchConnections, true}, {"policies", benchPolicies, false}, {"traffic", benchTraffic, false}, {"api", benchAPI, true},
 	}
 	var names, wanted []string
 	for _, p := range parts {

@@ -5,13 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/twill-net/twill/ovs"
@@ -21,14 +18,10 @@ import (
 // serviceShape is how many Services there are, with how many endpoints each.
 type serviceShape struct{ services, endpoints int }
 
-const (
-	// changing is how many times one endpoint of the last Service is replaced, one after the other.
-	changing = 30
-	// talking is how long connections are opened, and round trips made, each way.
-	talking = 5 * time.Second
-)
+// changing is how many times one endpoint of the last Service is replaced, one after the other.
+const changing = 30
 
-// benchServices starts one agent in clusters with many Services, and opens connections through one of them.
+// benchServices starts one agent in clusters with many Services, and replaces an endpoint of one.
 func benchServices(ctx context.Context, name string) error {
 	if os.Getenv("TWILL_SLOW") == "" { // reading 20,000 manifests takes an agent longer than a lab waits for one
 		if err := os.Setenv("TWILL_SLOW", "6"); err != nil {
@@ -44,15 +37,6 @@ func benchServices(ctx context.Context, name string) error {
 		o := lab.Options{Config: lab.Config{Name: name, IPFamily: "ipv4", LogLevel: "warning", NoAgent: true}, Nodes: 1}
 		if err := withLab(ctx, o, func(l *lab.Lab) error { return manyServices(ctx, l, t, shape) }); err != nil {
 			return fmt.Errorf("%d × %d: %w", shape.services, shape.endpoints, err)
-		}
-	}
-	say("services: connections")
-	c := newTable("Services: connections by a ClusterIP beside the pod's own address, same node",
-		"10,000 Services beside it", "to", "connections/s, 8 at once", "round trip of an open connection, p50 µs", "p99")
-	for _, crowded := range []bool{false, true} {
-		o := lab.Options{Config: lab.Config{Name: name, IPFamily: "ipv4", LogLevel: "warning"}, Nodes: 1}
-		if err := withLab(ctx, o, func(l *lab.Lab) error { return serviceConnections(ctx, l, c, crowded) }); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -204,145 +188,4 @@ func awaitEndpoint(ctx context.Context, l *lab.Lab, a netip.Addr) error {
 			return nil
 		}
 	}
-}
-
-// serviceConnections compares the two ways to one pod.
-func serviceConnections(ctx context.Context, l *lab.Lab, t table, crowded bool) error {
-	pods, err := l.AddPods(ctx, []lab.Pod{{Name: "client", Node: "node-1"}, {Name: "server", Node: "node-1"}})
-	if err != nil {
-		return err
-	}
-	client, server := pods[0].NetNS, pods[1]
-	var listener net.Listener
-	if err := lab.Inside(server.NetNS, func() (err error) { listener, err = net.Listen("tcp", ":8080"); return err }); err != nil {
-		return err
-	}
-	defer listener.Close()
-	go echo(listener)
-	services := 1
-	if crowded {
-		services = 10_000
-	}
-	var b bytes.Buffer
-	for i := 1; i < services; i++ {
-		writeService(&b, i, 2, 0)
-	}
-	fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: s0, namespace: default}\nspec: {clusterIPs: [%q], ports: [{port: 80}]}\n"+
-		"---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s0-0, namespace: default, labels: {kubernetes.io/service-name: s0}}\n"+
-		"addressType: IPv4\nports: [{port: 8080}]\nendpoints: [{addresses: [%q], nodeName: node-1}]\n", clusterIP(0), server.Addresses[0])
-	if err := applyText(l, b.Bytes()); err != nil {
-		return err
-	}
-	n, err := l.Node("node-1")
-	if err != nil {
-		return err
-	}
-	d, err := ovs.DialDaemon(ctx, n.OVS().RunDir())
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := errors.Join(awaitService(ctx, d, 0, "group"), awaitService(ctx, d, services-1, "group")); err != nil {
-		return err
-	}
-	for _, to := range []struct {
-		name string
-		at   netip.AddrPort
-	}{{"the pod", netip.AddrPortFrom(server.Addresses[0], 8080)}, {"the ClusterIP", netip.AddrPortFrom(clusterIP(0), 80)}} {
-		rate, err := connectionRate(client, to.at)
-		if err != nil {
-			return err
-		}
-		trips, err := exchangeTimes(client, to.at)
-		if err != nil {
-			return err
-		}
-		t.row(map[bool]string{true: "yes", false: "no"}[crowded], to.name, fmt.Sprintf("%.0f", rate),
-			digits(float64(trips.quantile(.5).Nanoseconds())/1000), digits(float64(trips.quantile(.99).Nanoseconds())/1000))
-	}
-	return nil
-}
-
-func echo(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer c.Close()
-			for b := make([]byte, 1); ; {
-				if _, err := c.Read(b); err != nil {
-					return
-				}
-				if _, err := c.Write(b); err != nil {
-					return
-				}
-			}
-		}()
-	}
-}
-
-// exchangeOnce is a byte there and back.
-func exchangeOnce(c net.Conn) error {
-	c.SetDeadline(time.Now().Add(5 * time.Second))
-	b := []byte{1}
-	if _, err := c.Write(b); err != nil {
-		return err
-	}
-	_, err := c.Read(b)
-	return err
-}
-
-func open(ns string, at netip.AddrPort) (c net.Conn, err error) {
-	err = lab.Inside(ns, func() error { c, err = net.DialTimeout("tcp", at.String(), 5*time.Second); return err })
-	return c, err
-}
-
-// connectionRate is how many connections a second eight clients open, use for a byte each way, and close.
-func connectionRate(ns string, at netip.AddrPort) (float64, error) {
-	var done atomic.Int64
-	var wg sync.WaitGroup
-	failed := make(chan error, 8)
-	began := time.Now()
-	for range 8 {
-		wg.Go(func() {
-			for time.Since(began) < talking {
-				c, err := open(ns, at)
-				if err == nil {
-					err = exchangeOnce(c)
-					c.Close()
-				}
-				if err != nil {
-					failed <- err
-					return
-				}
-				done.Add(1)
-			}
-		})
-	}
-	wg.Wait()
-	took := time.Since(began)
-	select {
-	case err := <-failed:
-		return 0, fmt.Errorf("connecting to %s: %w", at, err)
-	default:
-		return float64(done.Load()) / took.Seconds(), nil
-	}
-}
-
-func exchangeTimes(ns string, at netip.AddrPort) (out sample, err error) {
-	c, err := open(ns, at)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	for began := time.Now(); time.Since(began) < talking; {
-		sent := time.Now()
-		if err := exchangeOnce(c); err != nil {
-			return nil, fmt.Errorf("round trip to %s: %w", at, err)
-		}
-		out = append(out, time.Since(sent))
-	}
-	return out, nil
 }

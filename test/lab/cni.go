@@ -101,10 +101,15 @@ func (c *CNI) Status(ctx context.Context) error {
 const ifName = "eth0"
 
 func runtimeConf(p Pod) *libcni.RuntimeConf {
+	var capabilities map[string]any
+	if len(p.HostPorts) > 0 {
+		capabilities = map[string]any{"portMappings": p.HostPorts}
+	}
 	return &libcni.RuntimeConf{
-		ContainerID: p.Sandbox,
-		NetNS:       p.NetNS,
-		IfName:      ifName,
+		CapabilityArgs: capabilities,
+		ContainerID:    p.Sandbox,
+		NetNS:          p.NetNS,
+		IfName:         ifName,
 		Args: [][2]string{
 			{"IgnoreUnknown", "1"},
 			{"K8S_POD_NAMESPACE", p.Namespace},

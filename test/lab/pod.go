@@ -23,6 +23,8 @@ type Pod struct {
 	// Node is where the pod runs. Default: node-1.
 	Node   string            `json:"node"`
 	Labels map[string]string `json:"labels,omitempty"`
+	// HostPorts are what the runtime asks of a plugin with the capability portMappings, such as portmap.
+	HostPorts []HostPort `json:"hostPorts,omitempty"`
 
 	// What AddPod fills in.
 
@@ -33,6 +35,14 @@ type Pod struct {
 	NetNS string `json:"netns"`
 	// Addresses are the addresses of eth0 in the order of the CNI result. Empty: not attached.
 	Addresses []netip.Addr `json:"addresses"`
+}
+
+// HostPort is a port of a pod that is served at its node, as in spec.containers[].ports[]; it is passed to plugins as it
+// is here (CONVENTIONS.md of CNI, portMappings).
+type HostPort struct {
+	HostPort      uint16 `json:"hostPort"`
+	ContainerPort uint16 `json:"containerPort"`
+	Protocol      string `json:"protocol"` // tcp, udp or sctp
 }
 
 // String is namespace/name.
