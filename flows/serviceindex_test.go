@@ -37,7 +37,7 @@ func anyPort(r *rand.Rand, i int) *ServicePort {
 	for range n {
 		e := Endpoint{Address: v4(1+r.IntN(3), r.IntN(60)), Port: 8080, Ready: r.IntN(2) == 0}
 		if r.IntN(4) == 0 {
-			e.Address = p.ClusterIPs[0] // it is served, then
+			e.Address = v4(200, r.IntN(6)) // it may be served, by this Service or another, and then is no endpoint
 		}
 		p.Endpoints = append(p.Endpoints, e)
 	}

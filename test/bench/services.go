@@ -29,6 +29,11 @@ func benchServices(ctx context.Context, name string) error {
 		}
 		defer os.Unsetenv("TWILL_SLOW")
 	}
+	// What a change costs is not to depend on how many audits, which read everything back whatever changes, fall into the time that all take.
+	if err := os.Setenv("TWILL_AUDIT_INTERVAL", "1h"); err != nil {
+		return err
+	}
+	defer os.Unsetenv("TWILL_AUDIT_INTERVAL")
 	t := newTable("Services: one agent with many",
 		"Services × endpoints", "flows", "groups", "start to the last flow, ms", "agent CPU, ms",
 		"one endpoint replaced, to its bucket, p50 ms", "p99", "agent CPU, mean ms", "agent RSS MiB", "ovs-vswitchd RSS MiB")
@@ -110,18 +115,32 @@ func manyServices(ctx context.Context, l *lab.Lab, t table, shape serviceShape) 
 	if err != nil {
 		return err
 	}
-	var changes sample
-	for k := range changing {
+	replace := func(k int) (time.Duration, error) {
 		var b bytes.Buffer
-		writeSlice(&b, last, 0, min(100, shape.endpoints), k+1)
+		writeSlice(&b, last, 0, min(100, shape.endpoints), k)
 		began := time.Now()
 		if err := applyText(l, b.Bytes()); err != nil {
+			return 0, err
+		}
+		err := awaitEndpoint(ctx, l, netip.AddrFrom4([4]byte{198, 18, 200, byte(k)}))
+		return time.Since(began), err
+	}
+	// ovs-vswitchd may still have to follow its database after the first bundle, and then refuses the next one: not what a
+	// change costs.
+	if _, err := replace(1); err != nil {
+		return err
+	}
+	settled, err := cpuTime(n.AgentPid())
+	if err != nil {
+		return err
+	}
+	var changes sample
+	for k := range changing {
+		took, err := replace(k + 2)
+		if err != nil {
 			return err
 		}
-		if err := awaitEndpoint(ctx, l, netip.AddrFrom4([4]byte{198, 18, 200, byte(k + 1)})); err != nil {
-			return err
-		}
-		changes = append(changes, time.Since(began))
+		changes = append(changes, took)
 	}
 	ended, err := cpuTime(n.AgentPid())
 	if err != nil {
@@ -151,7 +170,7 @@ func manyServices(ctx context.Context, l *lab.Lab, t table, shape serviceShape) 
 		return fmt.Sprint(strings.Count(out.Stdout, "\n") - 1) // less the heading
 	}
 	t.row(fmt.Sprintf("%d × %d", shape.services, shape.endpoints), count("dump-flows"), count("dump-groups"), ms(synced), ms(starting),
-		ms(changes.quantile(.5)), ms(changes.quantile(.99)), ms((ended-starting)/changing), digits(agent), digits(daemon))
+		ms(changes.quantile(.5)), ms(changes.quantile(.99)), ms((ended-settled)/changing), digits(agent), digits(daemon))
 	return nil
 }
 
