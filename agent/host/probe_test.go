@@ -67,8 +67,12 @@ func TestAPeerAnswersProbesOfBothFamiliesManyAtOnce(t *testing.T) {
 		if i%2 == 1 {
 			src, dst = addrs("2001:db8:1::1")[0], addrs("2001:db8:1::2")[0]
 		}
+		size := 0
+		if i%20 < 2 { // few: replies wait in the socket while this process gets no processor
+			size = 1400
+		}
 		wg.Go(func() {
-			rtt, err := p.Probe(ctx, src, dst, []int{0, 0, 1400, 1280}[i%4])
+			rtt, err := p.Probe(ctx, src, dst, size)
 			if err == nil && rtt <= 0 {
 				err = fmt.Errorf("a round trip of %s to %s", rtt, dst)
 			}
@@ -103,5 +107,33 @@ func TestAProbeWithoutARouteSaysSoAtOnce(t *testing.T) {
 	p := newProber(t)
 	if _, err := p.Probe(t.Context(), netip.Addr{}, addrs("203.0.113.9")[0], 0); err == nil {
 		t.Error("got no error")
+	}
+}
+
+// TestALargeProbeTellsWhetherTheWayIsWideEnough: the peer's link takes 1300 bytes, whatever this end thinks.
+func TestALargeProbeTellsWhetherTheWayIsWideEnough(t *testing.T) {
+	peer := newPeers(t, []string{"198.51.100.1/24", "2001:db8:1::1/64"}, []string{"198.51.100.2/24", "2001:db8:1::2/64"})
+	inside(t, peer, func() error {
+		l, err := netlink.LinkByName("uplink")
+		return errors.Join(err, netlink.LinkSetMTU(l, 1300))
+	})
+	p := newProber(t)
+	for _, c := range []struct {
+		from, to string
+		size     int
+		arrives  bool
+	}{
+		{"198.51.100.1", "198.51.100.2", 0, true}, {"198.51.100.1", "198.51.100.2", 1300, true}, {"198.51.100.1", "198.51.100.2", 1400, false},
+		{"2001:db8:1::1", "2001:db8:1::2", 0, true}, {"2001:db8:1::1", "2001:db8:1::2", 1300, true}, {"2001:db8:1::1", "2001:db8:1::2", 1400, false},
+	} {
+		patience := 10 * time.Second
+		if !c.arrives {
+			patience = 300 * time.Millisecond
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if _, err := p.Probe(ctx, addrs(c.from)[0], addrs(c.to)[0], c.size); (err == nil) != c.arrives {
+			t.Errorf("%d bytes to %s: %v", c.size, c.to, err)
+		}
+		cancel()
 	}
 }

@@ -130,6 +130,7 @@ func TestTheKernelsDatapathTellsRanges(t *testing.T) {
 	for _, c := range []struct{ line, want string }{
 		{"recirc_id(0),in_port(4),eth_type(0x0800),ipv4(src=203.0.113.8/255.255.255.252,frag=no), packets:3, bytes:294, used:0.52s, actions:drop", "any 203.0.113.8/30:0 → any:0, 3, 0.52"},
 		{"recirc_id(0),in_port(4),eth_type(0x0800),ipv4(src=203.0.113.9,dst=0.0.0.0/0.0.0.0,proto=6,frag=no),tcp(src=0/0,dst=80), packets:0, bytes:0, used:never, actions:drop", "tcp 203.0.113.9:0 → any:80, 0, 0"},
+		{"recirc_id(0),in_port(4),eth_type(0x0800),ipv4(src=203.0.113.9,dst=198.18.1.3,proto=17,frag=no),udp(src=1024/0xfc00,dst=53/0xffff), packets:0, bytes:0, used:never, actions:drop", "udp 203.0.113.9:0 → 198.18.1.3:53, 0, 0"},
 		{"recirc_id(0),in_port(4),eth_type(0x86dd),ipv6(src=2001:db8::/ffff:ffff::,dst=ff02::1/::,proto=58/0,frag=no), packets:1, bytes:70, used:9.1s, actions:drop", "any 2001:db8::/32:0 → any:0, 1, 9.1"},
 		{"recirc_id(0),in_port(4),eth_type(0x0806),arp(sip=198.18.1.9,tip=198.18.1.1/255.255.255.255,op=1/0xff), packets:1, bytes:42, used:1s, actions:drop", "arp 198.18.1.9:0 → 198.18.1.1:0, 1, 1"},
 		{"recirc_id(0),in_port(4),eth_type(0x88cc), packets:1, bytes:42, used:1s, actions:drop", "ethertype 0x88cc any:0 → any:0, 1, 1"},
