@@ -17,6 +17,8 @@ func (n *Names) serviceMatchWords(m Match, f Field) string {
 			return "of a new connection"
 		case "-new+trk":
 			return "of a known connection"
+		case "+new+trk+dnat":
+			return "of a known connection that nobody has answered"
 		case "+inv+trk":
 			return "of no valid connection"
 		}

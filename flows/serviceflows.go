@@ -119,6 +119,9 @@ func (p *builder) serviceFlows(w *World) {
 	}
 	p.drop(Service, 300, state("+inv+trk"), DropInvalid)
 	p.add(Service, 290, state("-new+trk"), set(serviceBits, "reg0"), gotoTable(Route))
+	// The userspace datapath translates what follows the first packet of a connection that nobody has answered yet (all of
+	// UDP that only goes one way), and calls it new; the kernel leaves that to the endpoint's group.
+	p.add(Service, 290, state("+new+trk+dnat"), set(serviceBits, "reg0"), gotoTable(Route))
 	p.reject(Service, 0, nil)
 	p.drop(Pick, 0, nil, DropNoOutput)
 	p.drop(AtEndpoint, 0, nil, DropNoOutput)
