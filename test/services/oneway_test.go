@@ -38,31 +38,38 @@ func TestDatagramsThatNobodyAnswersAllArrive(t *testing.T) {
 		} {
 			ready(t, c.ns, c.sign)
 			for conversation := range 6 { // both endpoints, with near certainty
-				conn, err := dial(c.ns, "udp", c.to, 0)
-				if err != nil {
-					t.Fatal(err)
-				}
-				missing := map[string]bool{}
-				for i := range count {
-					text := fmt.Sprintf("%s %s %d.%d", family, c.name, conversation, i)
-					missing[text] = true
-					if _, err := conn.Write([]byte(text)); err != nil {
-						t.Errorf("%s, datagram %d: %v", c.name, i, err)
-					}
-					// The next one after this one, or there would be nothing known of the connection yet.
-					select {
-					case got := <-heard:
-						delete(missing, got)
-					case <-time.After(patience):
-					}
-				}
-				conn.Close()
-				if len(missing) > 0 {
-					t.Errorf("%d of %d datagrams did not arrive: %v", len(missing), count, missing)
+				if err := converse(c.ns, c.to, count, fmt.Sprintf("%s %s %d", family, c.name, conversation), heard); err != nil {
+					t.Errorf("%s, %s: %v", family, c.name, err)
+					break
 				}
 			}
 		}
 	}
+}
+
+// converse sends datagrams from one port, each once the one before has arrived: else nothing would be known yet of the
+// connection.
+func converse(ns string, to netip.AddrPort, count int, text string, heard <-chan string) error {
+	conn, err := dial(ns, "udp", to, 0)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for i := range count {
+		want := fmt.Sprintf("%s.%d", text, i)
+		if _, err := conn.Write([]byte(want)); err != nil {
+			return fmt.Errorf("datagram %d: %w", i, err)
+		}
+		select {
+		case got := <-heard:
+			if got != want {
+				return fmt.Errorf("datagram %d: %q arrived, want %q", i, got, want)
+			}
+		case <-time.After(patience):
+			return fmt.Errorf("datagram %d does not arrive", i)
+		}
+	}
+	return nil
 }
 
 // listen hears datagrams at a port of a namespace and answers none.
