@@ -11,17 +11,6 @@ import (
 // serviceMatchWords says what a match on conntrack or on the registers of an endpoint selects.
 func (n *Names) serviceMatchWords(m Match, f Field) string {
 	switch f.Name {
-	case "ct_state":
-		switch f.Value {
-		case "+new+trk":
-			return "of a new connection"
-		case "-new+trk":
-			return "of a known connection"
-		case "+new+trk+dnat":
-			return "of a known connection that nobody has answered"
-		case "+inv+trk":
-			return "of no valid connection"
-		}
 	case "ct_mark":
 		switch f.Value {
 		case markHost:
