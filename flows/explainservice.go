@@ -89,6 +89,8 @@ func (n *Names) conntrackWords(arg, next string) string {
 		return "translate the destination to " + n.addressAndPort(m[2]) + ", continue at " + next
 	case m != nil:
 		return "translate the source to " + n.Address(m[2]) + ", continue at " + next
+	case strings.Contains(arg, "commit") && !strings.Contains(arg, "nat"):
+		return "track, continue at " + next
 	case strings.Contains(arg, "commit"):
 		return "track, with another source port if a Service has that one in use, continue at " + next
 	case strings.Contains(arg, fmt.Sprintf("zone=%d,", ZoneMasquerade)):

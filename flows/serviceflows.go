@@ -108,6 +108,11 @@ func (p *builder) serviceFlows(w *World) {
 		p.add(Direct, 100, match(state("+new+trk"), f), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
 	}
 	for _, f := range []string{"tcp", "tcp6"} {
+		if !w.HostAnswersND { // the userspace datapath
+			// A kubelet's probes are most of such connections, and one that times out is followed by late packets. The kernel
+			// of the host chooses ports by destination, so two of them hardly ever need to be told apart.
+			p.add(Direct, 120, match(state("+new+trk"), Match{{f, ""}}, reg0(isFromGateway)), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
+		}
 		// No address: the connection keeps its own, and gets another port where a Service's has that one.
 		p.add(Direct, 110, match(state("+new+trk"), Match{{f, ""}}), commit(ZoneService, Route, "src", ""))
 	}
