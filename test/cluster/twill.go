@@ -125,5 +125,12 @@ func (c *Cluster) Describe(ctx context.Context) string {
 			fmt.Fprintln(&out, err)
 		}
 	}
+	for _, n := range c.Nodes {
+		said, err := n.Exec(ctx, "sh", "-c", "ip -br addr; ip route; ip -6 route; ip neigh; ip -6 neigh; nft list table inet twill")
+		fmt.Fprintf(&out, "--- %s: addresses, routes, neighbours, nftables\n%s\n", n.Name, said)
+		if err != nil {
+			fmt.Fprintln(&out, err)
+		}
+	}
 	return out.String() + c.LogTails(12)
 }
