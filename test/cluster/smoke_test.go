@@ -139,7 +139,7 @@ func crowd(t *testing.T, c *Cluster, size int) {
 	began := time.Now()
 	_, err = c.Kubectl(ctx, "scale", "deployment/crowd", fmt.Sprint("--replicas=", size))
 	must(t, err)
-	must(t, c.RolledOut(ctx, "default", "deployment/crowd", upTimeout))
+	must(t, c.RolledOut(ctx, "default", "deployment/crowd", crowdTimeout))
 	t.Logf("0 to %d pods: %s", size, time.Since(began).Round(100*time.Millisecond))
 	more := 0
 	crowded, err := counts(ctx)
@@ -153,7 +153,7 @@ func crowd(t *testing.T, c *Cluster, size int) {
 	began = time.Now()
 	_, err = c.Kubectl(ctx, "scale", "deployment/crowd", "--replicas=0")
 	must(t, err)
-	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-l", "app=crowd", "--timeout=2m")
+	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-l", "app=crowd", "--timeout=10m")
 	must(t, err)
 	// Without a grace period the API forgets a pod before its node has taken it down.
 	must(t, Eventually(ctx, upTimeout, func(ctx context.Context) error {
