@@ -61,7 +61,7 @@ func (n *Node) addressToOVS(ctx context.Context) error {
 		return nil
 	}
 	return errors.Join(
-		ip(ctx, n.NetNS(), "addr flush dev eth0"),
+		ip(ctx, n.NetNS(), "route del default via "+routerIP6+" dev eth0", "addr flush dev eth0"), // takes the IPv4 one along
 		n.addPhysicalBridge(ctx),
 		ip(ctx, n.NetNS(), configure("br-phy", n.IP(), n.IP6())...),
 	)
