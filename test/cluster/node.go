@@ -155,9 +155,14 @@ func (n *Node) startNetwork(ctx context.Context) error {
 
 // addPhysicalBridge makes the node's link a port of a bridge of userspace Open vSwitch.
 func (n *Node) addPhysicalBridge(ctx context.Context) error {
-	_, err := n.Exec(ctx, "ovs-vsctl", "--timeout=20", "--may-exist", "add-br", "br-phy",
-		"--", "set", "bridge", "br-phy", "datapath_type=netdev", "--", "--may-exist", "add-port", "br-phy", "eth0")
-	return err
+	if _, err := n.Exec(ctx, "ovs-vsctl", "--timeout=20", "--may-exist", "add-br", "br-phy",
+		"--", "set", "bridge", "br-phy", "datapath_type=netdev", "--", "--may-exist", "add-port", "br-phy", "eth0"); err != nil {
+		return err
+	}
+	// After a reboot the database has it all, and ovs-vsctl does not wait.
+	return Eventually(ctx, upTimeout, func(ctx context.Context) error {
+		return run(ctx, "", "ip", "-n", n.NetNS(), "link", "show", "br-phy")
+	})
 }
 
 // startOVS starts Open vSwitch as the unit of a distribution does, with its sockets at the usual paths. Its database is
