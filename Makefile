@@ -64,8 +64,8 @@ e2e-smoke: cluster-deps ## Install the chart on a real Kubernetes of two nodes a
 e2e: cluster-deps ## Kubernetes' own network tests; FOCUS is a regular expression of their names, KUBE_PROXY=1 runs kube-proxy
 	CI=true FOCUS='$(FOCUS)' KUBE_PROXY='$(KUBE_PROXY)' $(GO) test -tags e2e -count=1 -v -run 'TestConformance|TestSkips' -timeout 5h ./test/cluster
 
-e2e-faults: cluster-deps ## Break daemons, nodes and the API server under traffic; a hundred pods; Helm 3
-	CI=true $(GO) test -tags e2e -count=1 -v -run 'TestFaults|TestPods|TestHelm3' -timeout 2h ./test/cluster
+e2e-faults: cluster-deps ## Break daemons, nodes, the API server and etcd under traffic; upgrade and back; a hundred pods; Open vSwitch in pods; Helm 3
+	CI=true $(GO) test -tags e2e -count=1 -v -run 'TestFaults|TestPods|TestHelm3|TestUpgrade|TestOpenVSwitchInPods' -timeout 2h ./test/cluster
 
 cluster-deps:
 	@test/deps.sh cluster

@@ -126,6 +126,10 @@ func ctWords(value string) string {
 		return "that answer within a connection that was allowed"
 	case "+new+trk":
 		return "that belong to no known connection"
+	case "-new+trk":
+		return "of a known connection"
+	case "+new+trk+dnat":
+		return "of a known connection that nobody has answered"
 	}
 	return "of connection state " + value
 }

@@ -11,15 +11,6 @@ import (
 // serviceMatchWords says what a match on conntrack or on the registers of an endpoint selects.
 func (n *Names) serviceMatchWords(m Match, f Field) string {
 	switch f.Name {
-	case "ct_state":
-		switch f.Value {
-		case "+new+trk":
-			return "of a new connection"
-		case "-new+trk":
-			return "of a known connection"
-		case "+inv+trk":
-			return "of no valid connection"
-		}
 	case "ct_mark":
 		switch f.Value {
 		case markHost:
@@ -115,6 +106,8 @@ func (n *Names) conntrackWords(arg, next string) string {
 		return "translate the destination to " + n.addressAndPort(m[2]) + ", continue at " + next
 	case m != nil:
 		return "translate the source to " + n.Address(m[2]) + ", continue at " + next
+	case strings.Contains(arg, "commit") && !strings.Contains(arg, "nat"):
+		return "track, continue at " + next
 	case strings.Contains(arg, "commit"):
 		return "track, with another source port if a Service has that one in use, continue at " + next
 	case strings.Contains(arg, fmt.Sprintf("zone=%d,", ZoneMasquerade)):

@@ -108,6 +108,11 @@ func (p *builder) serviceFlows(w *World) {
 		p.add(Direct, 100, match(state("+new+trk"), f), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
 	}
 	for _, f := range []string{"tcp", "tcp6"} {
+		if !w.HostAnswersND { // the userspace datapath
+			// A kubelet's probes are most of such connections, and one that times out is followed by late packets. The kernel
+			// of the host chooses ports by destination, so two of them hardly ever need to be told apart.
+			p.add(Direct, 120, match(state("+new+trk"), Match{{f, ""}}, reg0(isFromGateway)), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
+		}
 		// No address: the connection keeps its own, and gets another port where a Service's has that one.
 		p.add(Direct, 110, match(state("+new+trk"), Match{{f, ""}}), commit(ZoneService, Route, "src", ""))
 	}
@@ -119,6 +124,9 @@ func (p *builder) serviceFlows(w *World) {
 	}
 	p.drop(Service, 300, state("+inv+trk"), DropInvalid)
 	p.add(Service, 290, state("-new+trk"), set(serviceBits, "reg0"), gotoTable(Route))
+	// The userspace datapath translates what follows the first packet of a connection that nobody has answered yet (all of
+	// UDP that only goes one way), and calls it new; the kernel leaves that to the endpoint's group.
+	p.add(Service, 290, state("+new+trk+dnat"), set(serviceBits, "reg0"), gotoTable(Route))
 	p.reject(Service, 0, nil)
 	p.drop(Pick, 0, nil, DropNoOutput)
 	p.drop(AtEndpoint, 0, nil, DropNoOutput)

@@ -96,7 +96,7 @@ func (a *API) follow(k kind) error {
 		return err
 	}
 	link := newContact(k.Kind, a.log)
-	requests := cache.NewListWatchFromClient(client, k.resource, metav1.NamespaceAll, fields.Everything())
+	requests := unlessRestored(cache.NewListWatchFromClient(client, k.resource, metav1.NamespaceAll, fields.Everything()), k.Kind, a.log)
 	if k.GroupVersion() == clusterPolicies() {
 		requests = unlessInstalled(requests, func() runtime.Object { return &clusterPolicyList{} })
 	}

@@ -209,6 +209,26 @@ func TestAServerThatGoesAwayTakesNothingWithIt(t *testing.T) {
 	w.until("it is alive", func() bool { return a.Alive() == nil })
 }
 
+func TestAServerWhoseDataWasRestoredIsReadAnew(t *testing.T) {
+	t.Parallel()
+	server, a, w := watching(t)
+	server.remove("a")
+	server.set(apiNode("b", "10.244.2.0/24", "198.51.100.22"))
+	server.set(apiNode("c", "10.244.3.0/24", "198.51.100.3"))
+	w.says(a, "node b [10.244.2.0/24] [198.51.100.22]\nnode c [10.244.3.0/24] [198.51.100.3]\n")
+	server.restore(2)
+	w.says(a, "node a [10.244.1.0/24] [198.51.100.1]\nnode b [10.244.2.0/24] [198.51.100.2]\n")
+	w.until("it is alive", func() bool { return a.Alive() == nil })
+	// And it is followed from there.
+	server.set(apiNode("d", "10.244.4.0/24", "198.51.100.4"))
+	w.says(a, "node a [10.244.1.0/24] [198.51.100.1]\nnode b [10.244.2.0/24] [198.51.100.2]\nnode d [10.244.4.0/24] [198.51.100.4]\n")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if want := "warning The Kubernetes API has older data than it had: etcd was restored; reading everything anew"; !slices.Contains(w.lines, want) {
+		t.Errorf("the log does not say %q:\n%s", want, strings.Join(w.lines, "\n"))
+	}
+}
+
 func TestAWatchThatIsForbiddenIsDeadThoughListsSucceed(t *testing.T) {
 	t.Parallel()
 	server, a, w := watching(t)

@@ -134,6 +134,24 @@ func (s *apiServer) remove(name string) {
 	s.publish(watch.Event{Type: watch.Deleted, Object: n})
 }
 
+// restore makes the server what it was at a version, as etcd restored from a backup does. Its watches end.
+func (s *apiServer) restore(version int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	history := s.history[:version]
+	s.version, s.history, s.nodes = version, nil, map[string]*corev1.Node{}
+	for _, e := range history {
+		n := e.Object.(*corev1.Node)
+		if s.nodes[n.Name] = n; e.Type == watch.Deleted {
+			delete(s.nodes, n.Name)
+		}
+	}
+	s.history = slices.Clone(history)
+	s.cuts++
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
 func (s *apiServer) publish(e watch.Event) {
 	s.history = append(s.history, e)
 	close(s.changed)
@@ -183,7 +201,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case verb == "list" && other:
 		s.encode(w, empty)
 	case verb == "list":
-		s.list(w)
+		s.list(w, r)
 	case verb == "watch":
 		s.watch(w, r, !other)
 	case strings.HasSuffix(r.URL.Path, "/events") || strings.Contains(r.URL.Path, "/events/"):
@@ -201,9 +219,13 @@ func (s *apiServer) protobuf() runtime.SerializerInfo {
 	return info
 }
 
-func (s *apiServer) list(w http.ResponseWriter) {
+func (s *apiServer) list(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if from, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion")); from > s.version {
+		http.Error(w, "Too large resource version", http.StatusGatewayTimeout)
+		return
+	}
 	list := &corev1.NodeList{}
 	list.ResourceVersion = strconv.Itoa(s.version)
 	for _, n := range s.nodes {
@@ -242,7 +264,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, nodes bool) {
 		s.mu.Lock()
 		var events []watch.Event
 		if nodes {
-			events = s.history[from:]
+			events = s.history[min(from, len(s.history)):] // silent about versions that are yet to come
 		}
 		changed, cut := s.changed, s.cuts != cuts
 		s.mu.Unlock()

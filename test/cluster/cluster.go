@@ -42,6 +42,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 )
@@ -112,6 +113,11 @@ func Up(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, errors.New("a cluster needs root: namespaces, mounts, containerd")
 	}
 	c := &Cluster{Options: o, Dir: directory(o.Name), started: time.Now()}
+	for _, tree := range overlaid() {
+		if strings.HasPrefix(c.Dir, tree+"/") {
+			return nil, fmt.Errorf("the cluster's directory would be %s, and %s is an overlay on the nodes, below which containerd can mount none: set TMPDIR to another place", c.Dir, tree)
+		}
+	}
 	if err := Remove(ctx, o.Name); err != nil { // what a killed run left
 		return nil, err
 	}

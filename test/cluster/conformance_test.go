@@ -133,7 +133,7 @@ func (c *Cluster) runE2E(t *testing.T, focus string, skips []skip) []specReport 
 	t.Logf("what the tests say goes to %s", log.Name())
 	// The names that our images have: Kubernetes' test/images/README.md tells of this file.
 	names := filepath.Join(out, "repositories.yaml")
-	must(t, os.WriteFile(names, []byte("promoterE2eRegistry: images.k8s.example/e2e-test-images\n"), 0o644))
+	must(t, os.WriteFile(names, []byte("gcRegistry: images.k8s.example\npromoterE2eRegistry: images.k8s.example/e2e-test-images\n"), 0o644))
 	cmd := c.ControlCommand(t.Context(), append([]string{"env", "KUBE_TEST_REPO_LIST=" + names}, args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	ran := cmd.Run()

@@ -22,6 +22,11 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.StartAPIServer(ctx); err != nil {
 		return err
 	}
+	return c.StartControllers()
+}
+
+// StartControllers starts controller manager and scheduler.
+func (c *Cluster) StartControllers() error {
 	if _, err := c.spawnControl("kube-controller-manager", "--kubeconfig="+c.Kubeconfig("controller-manager"),
 		"--authentication-kubeconfig="+c.Kubeconfig("controller-manager"), "--authorization-kubeconfig="+c.Kubeconfig("controller-manager"),
 		"--leader-elect=false", "--bind-address=127.0.0.1", "--allocate-node-cidrs",

@@ -45,6 +45,9 @@ func Hold() {
 
 const heldAnswer = "held"
 
+// overlaid are the trees of the machine that a node sees, and writes to without changing the machine's.
+func overlaid() []string { return []string{"/etc", "/opt", "/var"} }
+
 // furnish arranges the file system of a node: everything of the machine to read, and what is written to /etc,
 // /opt, /var and /run is the node's own. /run is lost when the node goes, the others are its disk.
 func furnish(name, disk string) error {
@@ -67,7 +70,7 @@ func furnish(name, disk string) error {
 	if m.err == nil {
 		m.err = unix.Unmount(kept, unix.MNT_DETACH)
 	}
-	for _, tree := range []string{"/etc", "/opt", "/var"} {
+	for _, tree := range overlaid() {
 		upper, work := disk+"/upper"+tree, disk+"/work"+tree
 		m.err = errors.Join(m.err, os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o755))
 		m.mount("overlay", tree, "overlay", 0, "lowerdir="+tree+",upperdir="+upper+",workdir="+work)

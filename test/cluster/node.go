@@ -144,8 +144,7 @@ func (n *Node) startNetwork(ctx context.Context) error {
 			return err
 		}
 		if !host.KernelDatapath() {
-			if _, err := n.Exec(ctx, "ovs-vsctl", "--timeout=20", "--may-exist", "add-br", "br-phy",
-				"--", "set", "bridge", "br-phy", "datapath_type=netdev", "--", "--may-exist", "add-port", "br-phy", "eth0"); err != nil {
+			if err := n.addPhysicalBridge(ctx); err != nil {
 				return err
 			}
 			return ip(ctx, n.NetNS(), configure("br-phy", n.IP(), n.IP6())...)
@@ -154,10 +153,23 @@ func (n *Node) startNetwork(ctx context.Context) error {
 	return ip(ctx, n.NetNS(), configure("eth0", n.IP(), n.IP6())...)
 }
 
-// startOVS starts Open vSwitch as the unit of a distribution does, at the usual paths.
+// addPhysicalBridge makes the node's link a port of a bridge of userspace Open vSwitch.
+func (n *Node) addPhysicalBridge(ctx context.Context) error {
+	if _, err := n.Exec(ctx, "ovs-vsctl", "--timeout=20", "--may-exist", "add-br", "br-phy",
+		"--", "set", "bridge", "br-phy", "datapath_type=netdev", "--", "--may-exist", "add-port", "br-phy", "eth0"); err != nil {
+		return err
+	}
+	// After a reboot the database has it all, and ovs-vsctl does not wait.
+	return Eventually(ctx, upTimeout, func(ctx context.Context) error {
+		return run(ctx, "", "ip", "-n", n.NetNS(), "link", "show", "br-phy")
+	})
+}
+
+// startOVS starts Open vSwitch as the unit of a distribution does, with its sockets at the usual paths. Its database is
+// not: that may be a link, and the machine may have one.
 func (n *Node) startOVS(ctx context.Context) error {
-	const db = "/etc/openvswitch/conf.db"
-	if _, err := os.Stat(n.path("upper" + db)); err != nil {
+	db := n.path("conf.db")
+	if !exists(db) {
 		if _, err := n.Exec(ctx, "ovsdb-tool", "create", db, "/usr/share/openvswitch/vswitch.ovsschema"); err != nil {
 			return err
 		}

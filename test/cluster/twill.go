@@ -140,8 +140,11 @@ func (c *Cluster) Describe(ctx context.Context) string {
 		fmt.Fprintf(&out, "--- %s: twill status\n%s\n", pod, said)
 	}
 	for _, n := range c.Nodes {
-		// Userspace Open vSwitch finds its own way to the other end of a tunnel.
-		for _, words := range []string{"ovs-appctl ovs/route/show", "ovs-appctl tnl/neigh/show", "ovs-appctl dpctl/dump-flows -m"} {
+		for _, words := range []string{
+			"ip -br addr", "ip route", "ip -6 route", "ip neigh", "ip -6 neigh", "nft list table inet twill",
+			// Userspace Open vSwitch finds its own way to the other end of a tunnel.
+			"ovs-appctl ovs/route/show", "ovs-appctl tnl/neigh/show", "ovs-appctl dpctl/dump-flows -m",
+		} {
 			said, err := n.Exec(ctx, "sh", "-c", "timeout 10 "+words+" 2>&1")
 			fmt.Fprintf(&out, "--- %s: %s\n%s\n", n.Name, words, said)
 			if err != nil {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -43,5 +44,28 @@ func TestPackagesAreUnpackedThroughTheLinksOfAMergedUsr(t *testing.T) {
 	}
 	if err := unpack(t.Context(), filepath.Join(made, "bin/x"), root); err == nil {
 		t.Error("a file that is no package was unpacked")
+	}
+}
+
+func TestAnImageThatLacksAProgramIsRefused(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "usr/sbin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range map[string]os.FileMode{"there": 0o755, "text": 0o644} {
+		if err := os.WriteFile(filepath.Join(root, "usr/sbin", name), nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../lib/nowhere", filepath.Join(root, "usr/sbin/dangling")); err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckPrograms(root, []string{"there"}); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"text", "dangling", "absent"} {
+		if err := CheckPrograms(root, []string{"there", name}); err == nil || !strings.Contains(err.Error(), "lacks the program "+name+":") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -64,7 +65,9 @@ func (t Twill) Build(ctx context.Context, out string) error {
 		// Mount points, as the root file system is read-only.
 		mkdirs(root, "run/twill", "run/openvswitch", "tmp", "root", "proc", "sys", "dev", "host/proc/sys/net", "opt/cni/bin", "etc/cni/net.d"),
 		os.RemoveAll(root+"/var/run"), os.Symlink("../run", root+"/var/run"),
-		Busybox(ctx, root), CheckLibraries(root)); err != nil {
+		// An alternative, which a package's own script would have linked.
+		os.Symlink("../lib/openvswitch-switch/ovs-vswitchd", root+"/usr/sbin/ovs-vswitchd"),
+		Busybox(ctx, root), CheckLibraries(root), CheckPrograms(root, programs())); err != nil {
 		return err
 	}
 	bill, err := billOf(t, packages, bin+"/twill", bin+"/twill-cni")
@@ -81,6 +84,28 @@ func (t Twill) Build(ctx context.Context, out string) error {
 			"org.opencontainers.image.description": "A Kubernetes pod network on Open vSwitch",
 		},
 	})
+}
+
+// programs are those that Twill, the script ovs and the chart call by name.
+func programs() []string {
+	return []string{
+		"ovs", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool", "ovsdb-client", "ovs-vsctl", "ovs-ofctl", "ovs-appctl",
+		"nft", "ip", "conntrack", "tcpdump", "ethtool", "ping", "twill", "twill-cni", "sh", "awk", "cat", "cp", "mkdir", "rm", "sleep", "dirname",
+	}
+}
+
+// CheckPrograms fails, and names it, if the tree in root lacks one of the programs in its PATH.
+func CheckPrograms(root string, names []string) error {
+	var failed []error
+	for _, name := range names {
+		if !slices.ContainsFunc([]string{"usr/local/bin", "usr/sbin", "usr/bin"}, func(dir string) bool {
+			info, err := os.Stat(filepath.Join(root, dir, name))
+			return err == nil && info.Mode()&0o111 != 0
+		}) {
+			failed = append(failed, fmt.Errorf("the image lacks the program %s: add the package that has it to image/packages.txt, or the link that its scripts would make", name))
+		}
+	}
+	return errors.Join(failed...)
 }
 
 // PackageList reads the names in a list: one a line, # begins a comment.

@@ -25,6 +25,9 @@
       mountPath: /run/openvswitch
     - name: ovs-db
       mountPath: /etc/openvswitch
+    # ovsdb-server keeps what it was told at run time in a temporary file.
+    - name: ovs-tmp
+      mountPath: /tmp
 - name: ovs-vswitchd
   image: {{ include "twill.image" .root }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
@@ -73,6 +76,8 @@
   hostPath:
     path: {{ .Values.ovs.dbDir }}
     type: DirectoryOrCreate
+- name: ovs-tmp
+  emptyDir: {}
 {{- if ne .Values.datapath "system" }}
 - name: tun
   hostPath:
