@@ -31,51 +31,6 @@ func TestADDGoesFromTheVethToTheFlowsAndDELBack(t *testing.T) {
 	expect(t, "the node", n.dump(), "")
 }
 
-func TestFlowsAndTheWaitForTheDaemonRunSideBySide(t *testing.T) {
-	n := newNode(t, "198.18.0.0/24")
-	a := n.start()
-	applying, waiting := make(chan bool), make(chan bool)
-	meet := func(mine, other chan bool) error {
-		close(mine)
-		select {
-		case <-other:
-			return nil
-		case <-time.After(10 * time.Second):
-			return errors.New("the other has not begun")
-		}
-	}
-	a.onStep(func(step string) error {
-		switch step {
-		case "Apply":
-			return meet(applying, waiting)
-		case "WaitPort":
-			return meet(waiting, applying)
-		}
-		return nil
-	})
-	a.add(t, pod(1))
-}
-
-func TestThePodEndAndThePortAreMadeSideBySide(t *testing.T) {
-	n := newNode(t, "198.18.0.0/24")
-	a := n.start()
-	started := make(chan bool)
-	a.onStep(func(step string) error {
-		switch step {
-		case "StartPort":
-			close(started)
-		case "done AddVeth":
-			select {
-			case <-started:
-			case <-time.After(10 * time.Second):
-				return errors.New("the port waits for the pod end")
-			}
-		}
-		return nil
-	})
-	a.add(t, pod(1))
-}
-
 func TestARepeatedADDReportsTheSameAndChangesNothing(t *testing.T) {
 	n := newNode(t, "198.18.0.0/24", "2001:db8::/64")
 	a := n.start()
@@ -122,7 +77,7 @@ func TestAnADDThatFailsAtAnyStepLeavesNothing(t *testing.T) {
 	for _, c := range []struct {
 		step  string
 		err   error
-		code  uint // 0 is any
+		code  uint   // 0 is any
 		steps string // "" is any
 		rests bool
 	}{

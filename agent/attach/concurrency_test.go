@@ -201,3 +201,48 @@ func TestEverythingAtOnceStaysConsistent(t *testing.T) {
 	n.check(t, "afterwards")
 	expect(t, "what is left", n.dump(), "")
 }
+
+func TestFlowsAndTheWaitForTheDaemonRunSideBySide(t *testing.T) {
+	n := newNode(t, "198.18.0.0/24")
+	a := n.start()
+	applying, waiting := make(chan bool), make(chan bool)
+	meet := func(mine, other chan bool) error {
+		close(mine)
+		select {
+		case <-other:
+			return nil
+		case <-time.After(10 * time.Second):
+			return errors.New("the other has not begun")
+		}
+	}
+	a.onStep(func(step string) error {
+		switch step {
+		case "Apply":
+			return meet(applying, waiting)
+		case "WaitPort":
+			return meet(waiting, applying)
+		}
+		return nil
+	})
+	a.add(t, pod(1))
+}
+
+func TestThePodEndAndThePortAreMadeSideBySide(t *testing.T) {
+	n := newNode(t, "198.18.0.0/24")
+	a := n.start()
+	started := make(chan bool)
+	a.onStep(func(step string) error {
+		switch step {
+		case "StartPort":
+			close(started)
+		case "done AddVeth":
+			select {
+			case <-started:
+			case <-time.After(10 * time.Second):
+				return errors.New("the port waits for the pod end")
+			}
+		}
+		return nil
+	})
+	a.add(t, pod(1))
+}
