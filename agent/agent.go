@@ -84,7 +84,7 @@ func (a *Agent) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.peers = newPeers(&peers{probe: prober.Probe, interval: a.cfg.ProbeInterval, log: a.log})
+	a.peers = newPeers(&peers{probe: prober.Probe, teach: a.teach, interval: a.cfg.ProbeInterval, log: a.log})
 	a.plumbing = newPlumbing(&plumbing{
 		cfg: &a.cfg, set: a.set, db: a.db, nodes: a.readNodes, services: a.services.now, log: a.log, meter: a.meter,
 		repair: func(ctx context.Context) ([]string, error) { return a.pods.Repair(ctx) },

@@ -41,7 +41,9 @@ type PeerStatus struct {
 // back with real packets, and keeps the underlay's neighbour entries warm: userspace OVS drops the first
 // packet to a peer whose MAC address it has to ask for.
 type peers struct {
-	probe    func(ctx context.Context, from, to netip.Addr, size int) (time.Duration, error)
+	probe func(ctx context.Context, from, to netip.Addr, size int) (time.Duration, error)
+	// teach repairs what Open vSwitch knows of the way to a peer that does not answer; true if it was wrong. nil: nothing to do.
+	teach    func(ctx context.Context, tunnel netip.Addr) (bool, error)
 	interval time.Duration
 	log      logrus.FieldLogger
 
@@ -219,6 +221,9 @@ func (p *peers) allTried() error {
 
 func (p *peers) one(ctx context.Context, name string, from, to netip.Addr) {
 	rtt, err := p.ask(ctx, from, to, 0)
+	if err != nil && p.repair(ctx, name) {
+		rtt, err = p.ask(ctx, from, to, 0)
+	}
 	p.mu.Lock()
 	mtu := p.mtu
 	p.mu.Unlock()
@@ -254,6 +259,27 @@ func (p *peers) one(ctx context.Context, name string, from, to netip.Addr) {
 	if was == nil || *was {
 		entry.WithError(err).Warn("peer does not answer through the tunnel")
 	}
+}
+
+// repair is true when something was repaired on the way to a peer, so that it may answer now.
+func (p *peers) repair(ctx context.Context, name string) bool {
+	p.mu.Lock()
+	s := p.status[name]
+	p.mu.Unlock()
+	if p.teach == nil || s == nil || !s.Tunnel.IsValid() || ctx.Err() != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	taught, err := p.teach(ctx, s.Tunnel)
+	entry := p.log.WithFields(logrus.Fields{"peer": name, "tunnel": s.Tunnel})
+	switch {
+	case err != nil:
+		entry.WithError(err).Debug("what Open vSwitch knows of the way to the peer cannot be looked at")
+	case taught:
+		entry.Warn("Open vSwitch did not know the MAC address on the way to the peer; told it what the kernel knows")
+	}
+	return taught
 }
 
 // unfitOften is how many large probes in a row have to stay without an answer before a peer counts as narrow.
