@@ -87,9 +87,9 @@ func (c *Cluster) startAPI(ctx context.Context) error {
 	return c.StartAPIServer(ctx)
 }
 
-// denied waits until no client reaches a web server.
+// denied waits until no client reaches a web server. After a loss of the API server client-go may wait a minute before it lists.
 func (c *Cluster) denied(ctx context.Context) error {
-	return Eventually(ctx, time.Minute, func(ctx context.Context) error {
+	return Eventually(ctx, upTimeout, func(ctx context.Context) error {
 		servers, err := c.Pods(ctx, "app=web")
 		if err != nil {
 			return err

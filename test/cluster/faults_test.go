@@ -71,6 +71,10 @@ func TestFaults(t *testing.T) {
 			_, err := c.Kubectl(ctx, "delete", "node", node.Name)
 			must(t, err)
 			must(t, node.StartKubelet())
+			must(t, c.Ready(ctx, upTimeout))
+			// It has another podCIDR now, and its pods the addresses of the old one: an administrator drains a node before.
+			_, err = c.Kubectl(ctx, "delete", "pods", "-l", "app in (web,client)", "--field-selector", "spec.nodeName="+node.Name, "--wait")
+			must(t, err)
 			whole(t, c)
 		}},
 		{"etcd is restored to an older state", func(t *testing.T) { restoreEtcd(t, c) }},
