@@ -4,6 +4,7 @@
 package labtest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"net/netip"
@@ -37,7 +38,7 @@ func Prepare(t *testing.T, o lab.Options) lab.Options {
 		t.Cleanup(func() { os.RemoveAll(dir) })
 		t.Setenv("TWILL_LAB_DIR", dir)
 	}
-	o.Datapath = os.Getenv("TWILL_TEST_DATAPATH")
+	o.Datapath = cmp.Or(o.Datapath, os.Getenv("TWILL_TEST_DATAPATH")) // a test may be about one of them
 	o.Name = "t" + strings.ToLower(rand.Text()[:6])
 	t.Cleanup(func() {
 		if t.Failed() {

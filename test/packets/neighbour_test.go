@@ -14,10 +14,7 @@ import (
 // TestATunnelWhoseNeighbourOpenVSwitchForgotIsRepaired: userspace Open vSwitch does not learn a neighbour again while the
 // kernel of the host asks for the same one, and traffic that goes on then keeps the tunnel dead.
 func TestATunnelWhoseNeighbourOpenVSwitchForgotIsRepaired(t *testing.T) {
-	l := labtest.Up(t, lab.Options{Nodes: 2, Config: lab.Config{IPFamily: "ipv4"}})
-	if l.Datapath != "netdev" {
-		t.Skip("the kernel's datapath sends by the kernel's own neighbours")
-	}
+	l := labtest.Up(t, lab.Options{Nodes: 2, Config: lab.Config{IPFamily: "ipv4", Datapath: "netdev"}})
 	pods := labtest.AddPods(t, l, "a@node-1", "b@node-2")
 	mustPing(t, l, pods[0], pods[1])
 	peer := labtest.Node(t, l, "node-2").Addresses()[0].String()
