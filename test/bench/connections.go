@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/twill-net/twill/ovs"
 	"github.com/twill-net/twill/test/lab"
 )
 
@@ -108,11 +107,7 @@ func startServices(ctx context.Context, l *lab.Lab, last int, text []byte) error
 	if err := applyText(l, text); err != nil {
 		return err
 	}
-	n, err := l.Node("node-1")
-	if err != nil {
-		return err
-	}
-	d, err := ovs.DialDaemon(ctx, n.OVS().RunDir())
+	_, d, err := onlyNode(ctx, l)
 	if err != nil {
 		return err
 	}

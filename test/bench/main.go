@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/twill-net/twill/ovs"
 	"github.com/twill-net/twill/test/cluster"
 	"github.com/twill-net/twill/test/lab"
 )
@@ -99,6 +100,16 @@ func withLab(ctx context.Context, o lab.Options, use func(*lab.Lab) error) (err 
 		err = errors.Join(err, l.Down(ctx))
 	}()
 	return use(l)
+}
+
+// onlyNode is the node of a lab that has one, with a connection to its ovs-vswitchd.
+func onlyNode(ctx context.Context, l *lab.Lab) (*lab.Node, *ovs.Daemon, error) {
+	n, err := l.Node("node-1")
+	if err != nil {
+		return nil, nil, err
+	}
+	d, err := ovs.DialDaemon(ctx, n.OVS().RunDir())
+	return n, d, err
 }
 
 // say reports progress.

@@ -39,11 +39,7 @@ func growCluster(ctx context.Context, l *lab.Lab, t table, size int) error {
 	if err := applyNodes(l, 1, size-1); err != nil {
 		return err
 	}
-	n, err := l.Node("node-1")
-	if err != nil {
-		return err
-	}
-	d, err := ovs.DialDaemon(ctx, n.OVS().RunDir())
+	n, d, err := onlyNode(ctx, l)
 	if err != nil {
 		return err
 	}

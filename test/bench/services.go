@@ -91,11 +91,7 @@ func manyServices(ctx context.Context, l *lab.Lab, t table, shape serviceShape) 
 	if err := applyText(l, b.Bytes()); err != nil {
 		return err
 	}
-	n, err := l.Node("node-1")
-	if err != nil {
-		return err
-	}
-	d, err := ovs.DialDaemon(ctx, n.OVS().RunDir())
+	n, d, err := onlyNode(ctx, l)
 	if err != nil {
 		return err
 	}
