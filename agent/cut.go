@@ -122,7 +122,7 @@ func parseEntry(line string) (entry, bool) {
 		return entry{}, false
 	}
 	answers, _, _ := strings.Cut(strings.TrimPrefix(rest, ",reply=("), ")")
-	e := entry{protocol: protocol, fields: fieldsOf(original), reply: fieldsOf(answers)}
+	e := entry{protocol: protocol, fields: ovs.Fields(original), reply: ovs.Fields(answers)}
 	var err1, err2 error
 	e.tuple.Source, err1 = netip.ParseAddr(e.fields["src"])
 	e.tuple.Destination, err2 = netip.ParseAddr(e.fields["dst"])
@@ -132,15 +132,6 @@ func parseEntry(line string) (entry, bool) {
 	port, _ := strconv.ParseUint(e.fields["dport"], 10, 16) // ICMP has none
 	e.tuple.Port, e.tuple.Protocol = uint16(port), protocolNumber(protocol)
 	return e, true
-}
-
-func fieldsOf(text string) map[string]string {
-	out := map[string]string{}
-	for field := range strings.SplitSeq(text, ",") {
-		k, v, _ := strings.Cut(field, "=")
-		out[k] = v
-	}
-	return out
 }
 
 func protocolNumber(name string) uint8 {

@@ -193,10 +193,10 @@ func parseDenial(line string) (denial, bool) {
 	x := denial{match: match, protocol: "any", src: "any", dst: "any", port: "any"}
 	count, _, _ := strings.Cut(rest, ",")
 	x.packets, _ = strconv.ParseUint(count, 10, 64) // digits, or there is nothing to tell
-	family, ip := "ipv4", section(match, "ipv4")
+	family, ip := "ipv4", ovs.SectionFields(match, "ipv4")
 	x.tuple.Source, x.tuple.Destination = netip.IPv4Unspecified(), netip.IPv4Unspecified()
 	if ip == nil {
-		family, ip = "ipv6", section(match, "ipv6")
+		family, ip = "ipv6", ovs.SectionFields(match, "ipv6")
 		x.tuple.Source, x.tuple.Destination = netip.IPv6Unspecified(), netip.IPv6Unspecified()
 	}
 	if ip == nil {
@@ -219,28 +219,13 @@ func parseDenial(line string) (denial, bool) {
 	}{{"tcp", 6}, {"udp", 17}, {"sctp", 132}, {"icmp", 1}, {"icmpv6", 58}} {
 		if p.number == x.tuple.Protocol {
 			x.protocol = p.name
-			if v, ok := section(match, p.name)["dst"]; ok {
+			if v, ok := ovs.SectionFields(match, p.name)["dst"]; ok {
 				n, _ := strconv.ParseUint(value(v), 0, 16)
 				x.tuple.Port, x.port = uint16(n), v
 			}
 		}
 	}
 	return x, true
-}
-
-// section is what stands in name(…) of a datapath flow.
-func section(match, name string) map[string]string {
-	_, rest, ok := strings.Cut(","+match, ","+name+"(")
-	inside, _, closed := strings.Cut(rest, ")")
-	if !ok || !closed {
-		return nil
-	}
-	out := map[string]string{}
-	for field := range strings.SplitSeq(inside, ",") {
-		k, v, _ := strings.Cut(field, "=")
-		out[k] = v
-	}
-	return out
 }
 
 // value is a value without its mask.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/twill-net/twill/flows"
+	"github.com/twill-net/twill/ovs"
 )
 
 // DroppedPacket is a datapath flow that drops, with the packet that it was made for. Open vSwitch makes one for the first
@@ -141,16 +142,16 @@ func (m megaflow) packet(exact bool) DroppedPacket {
 			*into = masked(v, exact)
 		}
 	}
-	if ether, ok := plain(m.match, "eth_type"); ok {
+	if ether, ok := ovs.Section(m.match, "eth_type"); ok {
 		x.Protocol = "ethertype " + ether
 	}
-	if arp := fieldsOf(m.match, "arp"); arp != nil {
+	if arp := ovs.SectionFields(m.match, "arp"); arp != nil {
 		x.Protocol = "arp"
 		address(&x.Source, arp, "sip")
 		address(&x.Destination, arp, "tip")
 	}
 	for _, family := range []string{"ipv4", "ipv6"} {
-		ip := fieldsOf(m.match, family)
+		ip := ovs.SectionFields(m.match, family)
 		if ip == nil {
 			continue
 		}
@@ -163,7 +164,7 @@ func (m megaflow) packet(exact bool) DroppedPacket {
 		}
 	}
 	for _, l4 := range []string{"tcp", "udp", "sctp", "icmp", "icmpv6"} {
-		ports := fieldsOf(m.match, l4)
+		ports := ovs.SectionFields(m.match, l4)
 		if ports == nil {
 			continue
 		}
@@ -204,25 +205,4 @@ func masked(v string, exact bool) string {
 	default:
 		return p.Masked().String()
 	}
-}
-
-// plain is what stands in name(…).
-func plain(match, name string) (string, bool) {
-	_, rest, ok := strings.Cut(","+match, ","+name+"(")
-	inside, _, closed := strings.Cut(rest, ")")
-	return inside, ok && closed
-}
-
-// fieldsOf are the fields of name(…), nil if it is not there.
-func fieldsOf(match, name string) map[string]string {
-	inside, ok := plain(match, name)
-	if !ok {
-		return nil
-	}
-	out := map[string]string{}
-	for field := range strings.SplitSeq(inside, ",") {
-		k, v, _ := strings.Cut(field, "=")
-		out[k] = v
-	}
-	return out
 }
