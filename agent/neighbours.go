@@ -7,12 +7,8 @@ import (
 	"strings"
 
 	"github.com/twill-net/twill/agent/host"
+	"github.com/twill-net/twill/ovs"
 )
-
-// caller is the part of ovs.Daemon that neighbours need.
-type caller interface {
-	Call(ctx context.Context, command string, args ...string) (string, error)
-}
 
 // teachNeighbour tells userspace Open vSwitch the MAC address of the way to the other end of a tunnel, if the kernel knows one
 // and Open vSwitch does not, or knows another; taught is true then.
@@ -22,7 +18,7 @@ type caller interface {
 // flow (3.1, tnl_neigh_snoop): while there is one already, because the kernel of this host has asked the same neighbour within
 // the last ten seconds, it learns nothing, asks again, and each reply keeps that flow alive. The tunnel is then dead for as
 // long as anybody sends.
-func teachNeighbour(ctx context.Context, d caller, tunnel netip.Addr) (taught bool, err error) {
+func teachNeighbour(ctx context.Context, d *ovs.Daemon, tunnel netip.Addr) (taught bool, err error) {
 	hop, err := host.HopTo(tunnel)
 	if err != nil || hop.MAC == nil {
 		return false, err
