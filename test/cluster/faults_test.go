@@ -168,10 +168,7 @@ func (c *Cluster) podOn(t *testing.T, n *Node, label string) Pod {
 // inPod is a shell's script that will run in the network namespace of a pod of the node, with the node's programs: nothing
 // but the network can interrupt it. The namespace is the one that has the pod's address.
 func (n *Node) inPod(ctx context.Context, p Pod, script string) *exec.Cmd {
-	return n.Command(ctx, "sh", "-c", `for s in /run/netns/*; do
-  nsenter --net="$s" ip -o addr show to "$1" 2>/dev/null | grep -q . && exec nsenter --net="$s" bash -c "$2"
-done
-echo no namespace`, "sh", p.IPs[0], script)
+	return n.Command(ctx, "sh", "-c", "found=$("+findPodNetNS+`); [ "$found" ] && exec nsenter --net="$found" bash -c "$2"; echo no namespace`, "sh", p.IPs[0], script)
 }
 
 func pingSummary(t *testing.T, out string) (sent, received int) {

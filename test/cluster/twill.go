@@ -1,8 +1,10 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -79,11 +81,14 @@ func (c *Cluster) Exec(ctx context.Context, pod string, argv ...string) (string,
 	return c.Kubectl(ctx, append([]string{"exec", pod, "--"}, argv...)...)
 }
 
+// findPodNetNS prints the path, on a node, of the network namespace that has the address $1; nothing if there is none.
+const findPodNetNS = `for s in /run/netns/*; do nsenter --net="$s" ip -o addr show to "$1" 2>/dev/null | grep -q . && echo "$s" && break; done`
+
 // PodNetNS is the path, on this machine, of the network namespace of the node's pod that has an address.
 func (n *Node) PodNetNS(ctx context.Context, address string) (string, error) {
-	path, err := n.Exec(ctx, "sh", "-c", `for s in /run/netns/*; do nsenter --net="$s" ip -o addr show to "$0" 2>/dev/null | grep -q . && echo "$s" && exit; done; exit 1`, address)
-	if err != nil {
-		return "", fmt.Errorf("%s has no pod with address %s: %w", n.Name, address, err)
+	path, err := n.Exec(ctx, "sh", "-c", findPodNetNS, "sh", address)
+	if err != nil || path == "" {
+		return "", fmt.Errorf("%s has no pod with address %s: %w", n.Name, address, cmp.Or(err, errors.New("no network namespace has it")))
 	}
 	return fmt.Sprintf("/proc/%d/root%s", n.PID(), path), nil
 }
