@@ -78,7 +78,7 @@ func (a *Agent) build(ctx context.Context) error {
 		return err
 	}
 	sw := ovs.NewSwitch(a.cfg.Bridge, a.cfg.OVSRunDir, ovs.System())
-	sw.KeepReady(ctx)
+	sw.KeepConnected(ctx)
 	a.services = newServices(a.cfg.ServiceProxy == "on", a.source, a.set.serviceCIDRs)
 	prober, err := host.NewProber(a.log)
 	if err != nil {

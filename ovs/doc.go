@@ -4,8 +4,9 @@
 //
 //   - DB is the configuration database, OVSDB (RFC 7047, ovs-vswitchd.conf.db(5)): bridges, ports and
 //     their external_ids. Dial it once and keep it; it reconnects by itself.
-//   - Switch is the OpenFlow side of one bridge, spoken by ovs-ofctl(8): Apply one atomic bundle, read
-//     Flows or only Cookies back.
+//   - Switch is the OpenFlow side of one bridge: Apply one atomic bundle, read Flows or only Cookies
+//     back. Bundles go by a connection that is kept open (KeepConnected; package openflow writes them),
+//     whatever else, and what that cannot say, by ovs-ofctl(8).
 //   - Daemon is ovs-vswitchd's control socket (ovs-appctl(8)), kept open: traces in half a millisecond,
 //     and the news that the daemon died.
 //

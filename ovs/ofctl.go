@@ -13,12 +13,12 @@ import (
 	"strings"
 )
 
-// Switch is the OpenFlow side of one bridge. It keeps no connection: each call runs ovs-ofctl, about
-// 20 ms, so collect changes into one bundle. KeepReady saves most of that for Apply.
+// Switch is the OpenFlow side of one bridge. Each call runs ovs-ofctl, about 20 ms, other than Apply after
+// KeepConnected.
 type Switch struct {
 	bridge, target string
 	exec           Executor
-	spare          spare
+	connection     connection
 }
 
 const ofctl = "ovs-ofctl"
@@ -68,11 +68,8 @@ func (s *Switch) Apply(ctx context.Context, bundle string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	defer s.prepare()
-	if len(bundle) <= maxSpare {
-		if done, err := s.applyBySpare(ctx, bundle); done {
-			return err
-		}
+	if done, err := s.applyDirectly(ctx, bundle); done {
+		return err
 	}
 	_, err := s.run(ctx, bundle, "bundle", "-")
 	return err

@@ -193,7 +193,3 @@ func (r *recorder) Run(_ context.Context, stdin io.Reader, path string, args ...
 	r.ran = append(r.ran, said)
 	return "", "", nil
 }
-
-func (r *recorder) Start(context.Context, string, ...string) (Process, error) {
-	return nil, errors.New("nothing is started")
-}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/twill-net/twill/agent/inspect"
 	"github.com/twill-net/twill/flows"
-	"github.com/twill-net/twill/ovs"
 )
 
 // withoutPrograms is a machine on which nothing is installed.
@@ -21,10 +20,6 @@ func (withoutPrograms) LookPath(string) (string, error) { return "", errors.New(
 func (withoutPrograms) Run(context.Context, io.Reader, string, ...string) (string, string, error) {
 	return "", "", errors.New("not found")
 }
-func (withoutPrograms) Start(context.Context, string, ...string) (ovs.Process, error) {
-	return nil, errors.New("not found")
-}
-
 func report(t *testing.T, w *flows.World) []byte {
 	t.Helper()
 	world, err := json.Marshal(w)
