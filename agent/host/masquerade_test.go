@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -22,6 +23,8 @@ func newRoutedPod(t *testing.T) (pod, outside ns.NetNS, table NFTables) {
 	v := podVeth(pod)
 	v.Host, v.RouterMAC = g.Link, g.MAC
 	must(t, AddVeth(t.Context(), v, nil))
+	// Its host end stands for the gateway here, which has addresses.
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+v.Host+"/disable_ipv6", []byte("0"), 0))
 	g.RouterMAC = v.MAC
 	ensure(t, g)
 	must(t, (route{to: prefixes("203.0.113.0/24")[0], via: addrs("198.51.100.2")[0]}).put(mustSocket(t), linkOf(t, "uplink").Attrs().Index, 3))

@@ -49,7 +49,7 @@ type Veth struct {
 	// it sends itself by the host end is complete, and each change of that link costs ovs-vswitchd a look
 	// at its whole configuration.
 	NoOffload bool
-	// ProcSys is where sysctls of the pod are written; empty means /proc/sys.
+	// ProcSys is where sysctls of both ends are written; empty means /proc/sys.
 	ProcSys string
 }
 

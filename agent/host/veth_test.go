@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/testutils"
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func podVeth(pod ns.NetNS) Veth {
@@ -57,6 +58,33 @@ func TestAPodGetsEverythingItsVethAsksFor(t *testing.T) {
 	must(t, err)
 	if len(addresses) != 0 {
 		t.Errorf("the host end has addresses %v, want none", addresses)
+	}
+	if routes := routesOfLink(t, v.Host); len(routes) != 0 {
+		t.Errorf("the host end has routes %v, want none", routes)
+	}
+}
+
+// routesOfLink are those of all tables.
+func routesOfLink(t *testing.T, name string) []netlink.Route {
+	t.Helper()
+	filter := &netlink.Route{LinkIndex: linkOf(t, name).Attrs().Index, Table: unix.RT_TABLE_UNSPEC}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+	must(t, err)
+	return routes
+}
+
+func TestWhereSysctlsCannotBeWrittenTheHostEndHasNoAddressAllTheSame(t *testing.T) {
+	newHost(t)
+	v := podVeth(newNetNS(t))
+	v.ProcSys = "/dev/null" // no directory
+	must(t, AddVeth(t.Context(), v, nil))
+	addresses, err := netlink.AddrList(linkOf(t, v.Host), netlink.FAMILY_ALL)
+	must(t, err)
+	if len(addresses) != 0 {
+		t.Errorf("the host end has addresses %v, want none", addresses)
+	}
+	if routes := routesOfLink(t, v.Host); len(routes) == 0 {
+		t.Error("there is no route either: this test no longer shows what the sysctl is for")
 	}
 }
 

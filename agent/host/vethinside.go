@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -73,14 +74,13 @@ func (v Veth) configurePod(p *pair) error {
 	return nil
 }
 
-// configureHost prepares the host end and sets it up. It gets no IPv6 link-local address: it would
-// never be used, and ovs-vswitchd reads all addresses of the host at every change of one.
+// configureHost prepares the host end and sets it up.
 func (v Veth) configureHost(h *netlink.Handle) error {
 	link, err := h.LinkByName(v.Host)
 	if err != nil {
 		return fmt.Errorf("look for the host end %s: %w", v.Host, err)
 	}
-	if err := h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !noIPv6(err) {
+	if err := v.withoutIPv6(h, link); err != nil {
 		return fmt.Errorf("host end %s: keep IPv6 link-local addresses away: %w", v.Host, err)
 	}
 	if link.Attrs().MTU != v.MTU {
@@ -90,6 +90,20 @@ func (v Veth) configureHost(h *netlink.Handle) error {
 	}
 	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("host end %s: set it up: %w", v.Host, err)
+	}
+	return nil
+}
+
+// withoutIPv6 keeps the kernel from giving the host end a link-local address and a multicast route. Neither would ever be
+// used, and ovs-vswitchd reads all addresses and all routes of the host at every change of one. Where sysctls cannot be
+// written there is a route, but no address.
+func (v Veth) withoutIPv6(h *netlink.Handle, link netlink.Link) error {
+	err := os.WriteFile(filepath.Join(procSys(v.ProcSys), "net/ipv6/conf", v.Host, "disable_ipv6"), []byte("1"), 0)
+	if err == nil || errors.Is(err, fs.ErrNotExist) { // the kernel runs without IPv6, or has none on a link with such an MTU
+		return nil
+	}
+	if err := h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE); err != nil && !noIPv6(err) {
+		return err
 	}
 	return nil
 }
