@@ -36,10 +36,11 @@ func (d *DB) Ports(bridge string) []Port {
 	if !ok {
 		return nil
 	}
+	rows, interfaces := c.Table(tablePort).RowsShallow(), c.Table(tableInterface).RowsShallow()
 	ports := make([]Port, 0, len(b.Ports))
 	for _, uuid := range b.Ports {
-		if p, ok := byUUID[*portRow](c, tablePort, uuid); ok {
-			if i, ok := interfaceOf(c, p); ok {
+		if p, ok := rows[uuid].(*portRow); ok && len(p.Interfaces) > 0 {
+			if i, ok := interfaces[p.Interfaces[0]].(*interfaceRow); ok {
 				ports = append(ports, portOf(p, i))
 			}
 		}
@@ -199,7 +200,7 @@ func portOf(p *portRow, i *interfaceRow) Port {
 	mac, _ := net.ParseMAC(deref(i.MACInUse)) // not set, or not a MAC: unknown either way
 	return Port{
 		Name: p.Name, OFPortRequest: deref(i.OFPortRequest), OFPort: deref(i.OFPort), MAC: mac,
-		Type: i.Type, ExternalIDs: i.ExternalIDs, Error: deref(i.Error),
+		Type: i.Type, ExternalIDs: maps.Clone(i.ExternalIDs), Error: deref(i.Error),
 	}
 }
 
