@@ -110,13 +110,16 @@ func (p *builder) serviceFlows(w *World) {
 		p.add(Direct, 100, match(state("+new+trk"), f), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
 	}
 	for _, f := range []string{"tcp", "tcp6"} {
+		// Answers to an endpoint on another node are new to this one as well: its client's packets came by the tunnel.
+		opens := Match{{f, ""}, {"tcp_flags", "+syn-ack"}}
 		if !w.HostAnswersND { // the userspace datapath
 			// A kubelet's probes are most of such connections, and one that times out is followed by late packets. The kernel
 			// of the host chooses ports by destination, so two of them hardly ever need to be told apart.
-			p.add(Direct, 120, match(state("+new+trk"), Match{{f, ""}}, reg0(isFromGateway)), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
+			p.add(Direct, 120, match(state("+new+trk"), opens, reg0(isFromGateway)), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
 		}
 		// No address: the connection keeps its own, and gets another port where a Service's has that one.
-		p.add(Direct, 110, match(state("+new+trk"), Match{{f, ""}}), commit(ZoneService, Route, "src", ""))
+		p.add(Direct, 110, match(state("+new+trk"), opens), commit(ZoneService, Route, "src", ""))
+		p.add(Direct, 105, match(state("+new+trk"), Match{{f, ""}}), gotoTable(Route))
 		p.add(Direct, 90, match(state("+est-rpl+trk"), Match{{f, ""}}), conntrack(ZoneService, Route))
 	}
 	for _, f := range []Match{ipv4(), ipv6()} {

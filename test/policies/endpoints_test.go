@@ -3,8 +3,10 @@ package policies
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
+	"github.com/twill-net/twill/flows"
 	"github.com/twill-net/twill/test/lab"
 	"github.com/twill-net/twill/test/labtest"
 )
@@ -48,6 +50,12 @@ func TestAnEndpointThatAPolicySelectsReachesOthersByTheirServices(t *testing.T) 
 		}
 	}
 	check("without a policy", append(asked, refused...), true)
+	// Who answers has opened nothing: an entry of its own would be one whose translation changes nothing.
+	for line := range strings.Lines(labtest.OnNode(t, l, "node-2", "ovs-appctl", "dpctl/dump-conntrack")) {
+		if orig, _, _ := strings.Cut(line, "reply="); strings.HasPrefix(line, "tcp") && strings.Contains(orig, "sport=80,") && strings.Contains(line, fmt.Sprint("zone=", flows.ZoneService)) {
+			t.Errorf("an answer is tracked as a connection: %s", line)
+		}
+	}
 	defer labtest.Apply(t, l, `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
