@@ -128,6 +128,10 @@ func ctWords(value string) string {
 		return "that belong to no known connection"
 	case "-new+trk":
 		return "of a known connection"
+	case "+est-rpl+trk":
+		return "of a known connection, from who opened it"
+	case "+rel-rpl+trk":
+		return "about answers of a known connection (ICMP errors)"
 	case "+new+trk+dnat":
 		return "of a known connection that nobody has answered"
 	}

@@ -112,6 +112,8 @@ func (n *Names) conntrackWords(arg, next string) string {
 		return "track, with another source port if a Service has that one in use, continue at " + next
 	case strings.Contains(arg, fmt.Sprintf("zone=%d,", ZoneMasquerade)):
 		return "undo the masquerade, continue at " + next
+	case !strings.Contains(arg, "nat"):
+		return "look the connection up, continue at " + next
 	}
 	return "track and translate as the connection was, continue at " + next
 }

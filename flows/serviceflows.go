@@ -11,7 +11,9 @@ import (
 //
 //	20 return      To this node's masquerade address: the masquerade is undone (zone masquerade).
 //	30 conntrack   To an address of a Service: on to the Service tables (zone service). To an address that is an
-//	               endpoint, from here: tracked as well, since the same client port may be in use through a Service.
+//	               endpoint, from here: looked up as well, since the same client port may be in use through a Service.
+//	35 direct      Of that, what was opened straight to the endpoint is tracked and translated. What answers a client
+//	               that is an endpoint itself is not translated before policies have seen it.
 //	76 reply       From an endpoint to somebody of this node: translation is undone (zone service).
 //
 // What is for a Service goes on:
@@ -108,13 +110,20 @@ func (p *builder) serviceFlows(w *World) {
 		p.add(Direct, 100, match(state("+new+trk"), f), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
 	}
 	for _, f := range []string{"tcp", "tcp6"} {
+		// Answers to an endpoint on another node are new to this one as well: its client's packets came by the tunnel.
+		opens := Match{{f, ""}, {"tcp_flags", "+syn-ack"}}
 		if !w.HostAnswersND { // the userspace datapath
 			// A kubelet's probes are most of such connections, and one that times out is followed by late packets. The kernel
 			// of the host chooses ports by destination, so two of them hardly ever need to be told apart.
-			p.add(Direct, 120, match(state("+new+trk"), Match{{f, ""}}, reg0(isFromGateway)), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
+			p.add(Direct, 120, match(state("+new+trk"), opens, reg0(isFromGateway)), Action{"ct", fmt.Sprintf("(commit,table=%d,zone=%d)", Route, ZoneService)})
 		}
 		// No address: the connection keeps its own, and gets another port where a Service's has that one.
-		p.add(Direct, 110, match(state("+new+trk"), Match{{f, ""}}), commit(ZoneService, Route, "src", ""))
+		p.add(Direct, 110, match(state("+new+trk"), opens), commit(ZoneService, Route, "src", ""))
+		p.add(Direct, 105, match(state("+new+trk"), Match{{f, ""}}), gotoTable(Route))
+		p.add(Direct, 90, match(state("+est-rpl+trk"), Match{{f, ""}}), conntrack(ZoneService, Route))
+	}
+	for _, f := range []Match{ipv4(), ipv6()} {
+		p.add(Direct, 80, match(state("+rel-rpl+trk"), f), conntrack(ZoneService, Route)) // errors about answers
 	}
 	p.add(Direct, 0, nil, gotoTable(Route))
 
@@ -265,7 +274,8 @@ func (w *World) translates(a netip.Addr) bool {
 // endpointAddressFlows track what goes straight to an endpoint and bring answers of it back.
 func endpointAddressFlows(a netip.Addr) []Flow {
 	p := builder{owner: endpointOwner(a)}
-	p.add(Conntrack, 50, match(field("reg0", notFromTunnel), ipDst(host(a))), conntrack(ZoneService, Direct))
+	look := Action{"ct", fmt.Sprintf("(table=%d,zone=%d)", Direct, ZoneService)}
+	p.add(Conntrack, 50, match(field("reg0", notFromTunnel), ipDst(host(a))), look)
 	p.add(Reply, 100, ipSrc(host(a)), conntrack(ZoneService, Output))
 	return p.flows
 }

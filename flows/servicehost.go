@@ -38,8 +38,8 @@ type ServiceHost struct {
 	unserved  *Shards[Frontend]
 	// external are the addresses of load balancers and the external ones.
 	external *Shards[netip.Addr]
-	// around4 and around6 are the smallest ranges that hold all ClusterIPs that are in none of cidrs.
-	around4, around6 netip.Prefix
+	// around are the smallest ranges that hold all ClusterIPs that are in none of cidrs, one for each block (see blockOf).
+	around *Shards[netip.Prefix]
 	// translated says of each family that the address for node ports is served.
 	translated bool
 }
@@ -64,15 +64,13 @@ func sortedValues[V any](s *Shards[V], compare func(a, b V) int) []V {
 	return out
 }
 
-// HostRoutes are the ranges and addresses that a host reaches through its bridge: the ranges of ClusterIPs or, of
-// a family whose range nobody told, the smallest that holds all of them; each address of load
-// balancers and each external one; the one for node ports. Sorted.
+// HostRoutes are the ranges and addresses that a host reaches through its bridge: the ranges of ClusterIPs and, of
+// those that are in none, the smallest range of each block; each address of load balancers and each external one; the
+// one for node ports. Sorted.
 func (s *Services) HostRoutes() []netip.Prefix {
 	out := slices.Clone(s.CIDRs)
-	for _, r := range []netip.Prefix{s.Host.around4, s.Host.around6} {
-		if r.IsValid() {
-			out = append(out, r)
-		}
+	for _, r := range s.Host.around.All() {
+		out = append(out, r)
 	}
 	for _, a := range s.Host.external.All() {
 		out = append(out, host(a))
@@ -105,6 +103,51 @@ func (p *ServicePort) unserved() (out []Frontend) {
 	return out
 }
 
+// blockOf is the /16 or, of IPv6, the /64 that an address is in. No range goes beyond one: a cluster may have several
+// ranges of ClusterIPs (KEP-1880), and what holds 10.96.0.0/16 and 172.30.0.0/16 is all of IPv4.
+func blockOf(a netip.Addr) netip.Prefix {
+	bits := 64
+	if a.Is4() {
+		bits = 16
+	}
+	return netip.PrefixFrom(a, bits).Masked()
+}
+
+// spans are the smallest ranges of each block.
+type spans struct {
+	of      map[netip.Prefix]*span
+	touched map[netip.Prefix]bool // since the last time that they were published
+}
+
+func (s spans) add(a netip.Addr, by int) {
+	block := blockOf(a)
+	if s.of[block] == nil {
+		s.of[block] = &span{}
+	}
+	s.of[block].add(a, by)
+	s.touched[block] = true
+}
+
+// publish brings what was published last in step: the same pointer if nothing has changed.
+func (s spans) publish(was *Shards[netip.Prefix]) *Shards[netip.Prefix] {
+	put, gone := map[string]netip.Prefix{}, []string(nil)
+	for block := range s.touched {
+		key, now := block.String(), s.of[block]
+		before, there := was.Get(key)
+		switch {
+		case now.n == 0:
+			delete(s.of, block)
+			if there {
+				gone = append(gone, key)
+			}
+		case now.prefix() != before:
+			put[key] = now.prefix()
+		}
+	}
+	clear(s.touched)
+	return was.With(put, gone)
+}
+
 // span is the smallest range that holds addresses of one family: it counts, of each bit, in how many it is set.
 type span struct {
 	n    int
@@ -124,11 +167,8 @@ func (s *span) add(a netip.Addr, by int) {
 	}
 }
 
-// prefix is not valid where there is no address.
+// prefix wants at least one address.
 func (s *span) prefix() netip.Prefix {
-	if s.n == 0 {
-		return netip.Prefix{}
-	}
 	common := make([]byte, s.bits/8)
 	for i := range s.bits {
 		switch s.ones[i] {

@@ -22,7 +22,7 @@ type ServiceIndex struct {
 	nodePorts                      tally[NodePort]
 	unserved                       tally[Frontend]
 	frontends                      tally[servedAt]
-	spans                          map[bool]*span // of ClusterIPs in no range, "is IPv4"
+	spans                          spans // of ClusterIPs in no range
 
 	out *Services
 }
@@ -39,10 +39,10 @@ func NewServiceIndex(cidrs []netip.Prefix) *ServiceIndex {
 		ports: map[Owner]*ServicePort{}, of: map[string][]*ServicePort{}, numbers: newNumbering(maxGroupID), changed: map[Owner]bool{},
 		addresses: newTally[netip.Addr](), endpoints: newTally[netip.Addr](), external: newTally[netip.Addr](),
 		nodePorts: newTally[NodePort](), unserved: newTally[Frontend](), frontends: newTally[servedAt](),
-		spans: map[bool]*span{true: {}, false: {}},
+		spans: spans{of: map[netip.Prefix]*span{}, touched: map[netip.Prefix]bool{}},
 		out: &Services{
 			Ports: &Shards[*ServicePort]{}, CIDRs: cidrs, addresses: &Shards[netip.Addr]{}, endpoints: &Shards[netip.Addr]{}, frontends: &Shards[[]Owner]{},
-			Host: &ServiceHost{nodePorts: &Shards[NodePort]{}, unserved: &Shards[Frontend]{}, external: &Shards[netip.Addr]{}},
+			Host: &ServiceHost{nodePorts: &Shards[NodePort]{}, unserved: &Shards[Frontend]{}, external: &Shards[netip.Addr]{}, around: &Shards[netip.Prefix]{}},
 		},
 	}
 }
@@ -118,7 +118,7 @@ func (x *ServiceIndex) count(p *ServicePort, by int) {
 	for _, a := range p.ClusterIPs {
 		x.addresses.add(a, by)
 		if !slices.ContainsFunc(x.out.CIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
-			x.spans[a.Is4()].add(a, by)
+			x.spans.add(a, by)
 		}
 	}
 	for _, list := range [][]netip.Addr{p.LoadBalancer, p.External} {
@@ -222,10 +222,10 @@ func (x *ServiceIndex) publishFrontends() *Shards[[]Owner] {
 func (x *ServiceIndex) host() *ServiceHost {
 	was := x.out.Host
 	now := ServiceHost{
-		nodePorts: publish(was.nodePorts, NodePort.key, x.nodePorts.has, x.nodePorts.touched),
-		unserved:  publish(was.unserved, Frontend.String, x.unserved.has, x.unserved.touched),
-		external:  publish(was.external, netip.Addr.String, x.external.has, x.external.touched),
-		around4:   x.spans[true].prefix(), around6: x.spans[false].prefix(),
+		nodePorts:  publish(was.nodePorts, NodePort.key, x.nodePorts.has, x.nodePorts.touched),
+		unserved:   publish(was.unserved, Frontend.String, x.unserved.has, x.unserved.touched),
+		external:   publish(was.external, netip.Addr.String, x.external.has, x.external.touched),
+		around:     x.spans.publish(was.around),
 		translated: x.addresses.has(NodePortAddress(true)),
 	}
 	clear(x.nodePorts.touched)

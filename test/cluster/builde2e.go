@@ -22,6 +22,7 @@ const e2eModule = "test/cluster/e2e"
 func BuildE2E(ctx context.Context, checkout string, log func(string, ...any)) (Programs, error) {
 	return build(ctx, filepath.Join(checkout, e2eModule), log, []target{
 		{out: "agnhost", pkg: "k8s.io/kubernetes/test/images/agnhost"},
+		{out: "regression-issue-74839", pkg: "k8s.io/kubernetes/test/images/regression-issue-74839"},
 		// HostPort, as long as Twill leaves it to the plugin chained after it.
 		{out: "portmap", pkg: "github.com/containernetworking/plugins/plugins/meta/portmap", dir: checkout},
 		{out: "ginkgo", pkg: "github.com/onsi/ginkgo/v2/ginkgo"},
@@ -71,5 +72,19 @@ func (p Programs) BuildAgnhost(ctx context.Context, checkout, dir string) (archi
 		// The DNS tests ask for an image of their own, of which they use dig and sh.
 		Names: []string{AgnhostImage, "images.k8s.example/e2e-test-images/jessie-dnsutils:1.7"},
 		Arch:  runtime.GOARCH, Entrypoint: []string{"/agnhost"}, Command: []string{"pause"}, Root: root,
+	})
+}
+
+// BuildInjector makes the image of a server that sends packets out of their connection's window, in dir: a client that
+// gets one untranslated resets the connection (kubernetes/kubernetes issue 74839).
+func (p Programs) BuildInjector(dir string) (archive string, err error) {
+	const name = "regression-issue-74839"
+	root := filepath.Join(dir, name)
+	if err := errors.Join(os.MkdirAll(root, 0o755), copyFile(p.path(name), filepath.Join(root, name))); err != nil {
+		return "", err
+	}
+	archive = filepath.Join(dir, name+".tar")
+	return archive, image.Write(archive, image.Image{
+		Names: []string{"images.k8s.example/e2e-test-images/" + name + ":1.2"}, Arch: runtime.GOARCH, Entrypoint: []string{"/" + name}, Root: root,
 	})
 }

@@ -66,7 +66,9 @@ func upForE2E(t *testing.T) *Cluster {
 	must(t, err)
 	agnhost, err := programs.BuildAgnhost(ctx, root, t.TempDir())
 	must(t, err)
-	c := up(t, Options{Name: "e2e", Nodes: 2, DualStack: true, Images: []string{agnhost}})
+	injector, err := programs.BuildInjector(t.TempDir())
+	must(t, err)
+	c := up(t, Options{Name: "e2e", Nodes: 2, DualStack: true, Images: []string{agnhost, injector}})
 	for _, n := range c.Nodes {
 		_, err := n.Exec(ctx, "cp", programs.path("portmap"), "/opt/cni/bin/portmap")
 		must(t, err)
