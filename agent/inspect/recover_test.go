@@ -65,8 +65,10 @@ func dumped(t *testing.T, w *flows.World) inspect.Dump {
 func TestADumpBesideManifestsIsTheNode(t *testing.T) {
 	lingers := city(t)
 	lingers.Lingering = map[netip.Addr]bool{netip.MustParseAddr("198.18.2.33"): true}
+	stands := city(t)
+	stands.Own = []netip.Addr{netip.MustParseAddr("203.0.113.8")}
 	for name, w := range map[string]*flows.World{
-		"Services and policies": city(t), "an endpoint that lingers": lingers,
+		"Services and policies": city(t), "an endpoint that lingers": lingers, "a Service at an address of the host": stands,
 	} {
 		d := dumped(t, w)
 		d.Manifests = directory(t, nodeManifests(), cityManifests)

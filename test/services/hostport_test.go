@@ -27,7 +27,6 @@ func TestAHostPortIsServedWhereAnotherProxyServesServices(t *testing.T) {
 }
 
 func hostPort(t *testing.T) {
-	t.Helper()
 	plugin := filepath.Join(t.TempDir(), "portmap")
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", plugin, portmap)
 	if out, err := build.CombinedOutput(); err != nil {

@@ -54,6 +54,7 @@ func TestAServiceAtAnAddressOfTheHostIsServed(t *testing.T) {
 		link = "eth0"
 	}
 	balancer := map[string]netip.Addr{"IPv4": netip.MustParseAddr("198.51.100.200"), "IPv6": netip.MustParseAddr("2001:db8:100::c8")}
+	moving := map[string]netip.Addr{"IPv4": netip.MustParseAddr("198.51.100.201"), "IPv6": netip.MustParseAddr("2001:db8:100::c9")}
 	for _, a := range balancer {
 		labtest.OnNode(t, l, "node-1", "ip", "address", "add", fmt.Sprintf("%s/%d", a, a.BitLen()), "dev", link)
 		for _, ns := range []string{host, outside} {
@@ -74,7 +75,7 @@ func TestAServiceAtAnAddressOfTheHostIsServed(t *testing.T) {
 	cluster := service{name: "all", ips: []string{"198.19.0.10", "2001:db8:1919::a"}, port: 80, target: 8080, endpoints: endpoints, spec: externals}
 	local := service{name: "all", ips: cluster.ips, port: 80, target: 8080, endpoints: endpoints, spec: externals + "  externalTrafficPolicy: Local\n"}
 	balanced := service{name: "balanced", ips: []string{"198.19.0.11", "2001:db8:1919::b"}, port: 80, target: 8080, endpoints: endpoints, spec: ranges,
-		status: fmt.Sprintf("[{ip: %q}, {ip: %q}]", balancer["IPv4"], balancer["IPv6"])}
+		status: fmt.Sprintf("[{ip: %q}, {ip: %q}, {ip: %q}, {ip: %q}]", balancer["IPv4"], balancer["IPv6"], moving["IPv4"], moving["IPv6"])}
 	gone := labtest.Apply(t, l, balanced.String())
 	got := map[string]*strings.Builder{}
 	type client struct{ name, ns string }
@@ -164,6 +165,28 @@ func TestAServiceAtAnAddressOfTheHostIsServed(t *testing.T) {
 	why := labtest.OnNode(t, l, "node-1", "twill", "why", "host", at("IPv4").String(), "--source", "198.51.100.254", "--proto", "tcp", "--port", "80")
 	if !strings.Contains(why, "allowed") || !strings.Contains(why, "service/default/all:tcp") {
 		t.Error(why)
+	}
+
+	// An address that comes to the host while the Service is there, and leaves it, as keepalived has it.
+	for family, a := range moving {
+		text := fmt.Sprintf("%s/%d", a, a.BitLen())
+		labtest.OnNode(t, l, "node-1", "ip", "address", "add", text, "dev", link)
+		labtest.Eventually(t, 5*patience, "an address that has come is served", func() error {
+			a, err := talk(outside, "tcp", netip.AddrPortFrom(a, 80))
+			if err == nil && a.server == "node-1" {
+				err = fmt.Errorf("the node itself answers")
+			}
+			return err
+		})
+		labtest.OnNode(t, l, "node-1", "ip", "address", "del", text, "dev", link)
+		labtest.Eventually(t, 5*patience, "of an address that has left nothing is kept", func() error {
+			rules := labtest.OnNode(t, l, "node-1", "nft", "list", "map", "inet", "twill", "own-services-"+strings.ToLower(family))
+			flows := labtest.OnNode(t, l, "node-1", "twill", "flows", "--table", "conntrack")
+			if !strings.Contains(rules, balancer[family].String()) || strings.Contains(rules, a.String()) || strings.Contains(flows, a.String()+" of this node") {
+				return fmt.Errorf("%s%s", rules, flows)
+			}
+			return nil
+		})
 	}
 
 	gone()
