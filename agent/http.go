@@ -59,8 +59,9 @@ func (a *Agent) serveAdmin(ctx context.Context) error {
 	mux := http.NewServeMux()
 	a.healthEndpoints(mux)
 	mux.HandleFunc("GET /v1/status", inspect.Answer(func(ctx context.Context, _ url.Values) (any, error) { return a.status(ctx), nil }))
-	mux.HandleFunc("GET /v1/report", a.serveReport)
-	inspect.Register(mux, a.subject())
+	subject := a.subject()
+	mux.HandleFunc("GET /v1/report", a.serveReport(subject))
+	inspect.Register(mux, subject)
 	preview.Register(mux, a.objects)
 	return serve(ctx, l, mux)
 }

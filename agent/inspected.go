@@ -42,10 +42,13 @@ func (a *Agent) subject() *inspect.Subject {
 	}
 }
 
+// errNotSynced is for who asks for objects before they are all there.
+var errNotSynced = errors.New("the first list of Kubernetes objects has not been read yet")
+
 // objects are what verdicts of policies depend on, in the whole cluster.
 func (a *Agent) objects() (preview.Objects, error) {
 	if !a.source.Synced() {
-		return preview.Objects{}, errors.New("the first list of Kubernetes objects has not been read yet")
+		return preview.Objects{}, errNotSynced
 	}
 	return preview.ObjectsOf(a.source), nil
 }

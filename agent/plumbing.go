@@ -51,8 +51,10 @@ type plumbing struct {
 	mu       sync.Mutex
 	underlay host.Underlay
 	mtu      int
-	failure  error
-	passed   bool
+	// local are the addresses that the host carries.
+	local   []netip.Addr
+	failure error
+	passed  bool
 
 	asked ask // what the last good look at everything was for; only run's goroutine looks here
 }
@@ -68,6 +70,8 @@ type ask struct {
 	services      *flows.ServiceHost
 	serviceRoutes []netip.Prefix
 	hostServices  *host.NFTServices
+	// local are the addresses that the host carries: of those Services may have some.
+	local []netip.Addr
 }
 
 func (a ask) equal(b ask) bool {
@@ -77,12 +81,12 @@ func (a ask) equal(b ask) bool {
 
 // sameServices is true when what follows from Services is the same in both, without a look at each.
 func (a ask) sameServices(b ask) bool {
-	return a.services == b.services && slices.Equal(a.own, b.own) && slices.Equal(a.self.PodCIDRs, b.self.PodCIDRs)
+	return a.services == b.services && slices.Equal(a.own, b.own) && slices.Equal(a.self.PodCIDRs, b.self.PodCIDRs) && slices.Equal(a.local, b.local)
 }
 
 // ask puts together what the objects ask for now.
 func (p *plumbing) ask(n nodeView) ask {
-	a := ask{self: n.self, routes: p.routes(n), own: ownAddresses(n)}
+	a := ask{self: n.self, routes: p.routes(n), own: ownAddresses(n), local: p.addresses()}
 	s := p.services()
 	if s == nil {
 		return a
@@ -92,7 +96,7 @@ func (p *plumbing) ask(n nodeView) ask {
 		a.serviceRoutes, a.hostServices = p.asked.serviceRoutes, p.asked.hostServices
 		return a
 	}
-	a.serviceRoutes, a.hostServices = serviceRoutes(s, a), p.nftServices(s, n)
+	a.serviceRoutes, a.hostServices = serviceRoutes(s, a), p.nftServices(s, a)
 	return a
 }
 
@@ -225,14 +229,19 @@ func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	if mtu == 0 {
 		mtu = host.PodMTU(under)
 	}
+	local, err := host.Addresses()
+	if err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
+	changed = append(changed, p.servedHere(local)...)
 	if under != p.underlay {
 		changed = append(changed, "tunnel address is "+under.Why)
 	}
 	if mtu != p.mtu {
 		changed = append(changed, fmt.Sprintf("MTU of pods is %d bytes; %s has %d", mtu, under.Link, under.LinkMTU))
 	}
-	p.underlay, p.mtu = under, mtu
+	p.underlay, p.mtu, p.local = under, mtu, local
 	p.mu.Unlock()
 
 	repaired, err := p.ensureBridge(ctx)
@@ -343,6 +352,13 @@ func (p *plumbing) nftables(a ask) host.NFTables {
 		PodCIDRs: a.self.PodCIDRs, NoMasquerade: slices.Concat(a.routes, p.set.noMasquerade),
 		GatewayLink: p.cfg.Gateway, TunnelPort: p.set.tunnelPort, Services: a.hostServices,
 	}
+}
+
+// addresses are those that the host carried at the last look at everything.
+func (p *plumbing) addresses() []netip.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.local
 }
 
 // now returns what the last pass found out. err says why the host side is not in order.

@@ -74,17 +74,49 @@ func serviceRoutes(s *flows.Services, a ask) []netip.Prefix {
 	for _, c := range a.self.PodCIDRs {
 		families[c.Addr().Is4()] = true
 	}
-	return slices.DeleteFunc(s.HostRoutes(), func(r netip.Prefix) bool {
+	routes := s.HostRoutes()
+	for _, x := range s.Own(a.local) {
+		routes = append(routes, flows.OwnRange(x.Is4()))
+	}
+	slices.SortFunc(routes, netip.Prefix.Compare)
+	return slices.DeleteFunc(slices.Compact(routes), func(r netip.Prefix) bool {
 		_, taken := slices.BinarySearchFunc(a.own, r.Addr(), netip.Addr.Compare)
 		return !families[r.Addr().Is4()] || r.IsSingleIP() && taken
 	})
 }
 
+// servedHere says which addresses that came to the host or left it are those of Services. It is called with the lock held.
+func (p *plumbing) servedHere(local []netip.Addr) (said []string) {
+	s := p.services()
+	if s == nil {
+		return nil
+	}
+	was, is := s.Own(p.local), s.Own(local)
+	for _, a := range is {
+		switch _, served := flows.StandIns(is)[a]; {
+		case slices.Contains(was, a):
+		case served:
+			said = append(said, fmt.Sprintf("%s, at which a Service is served, is an address of this host", a))
+		default:
+			said = append(said, fmt.Sprintf("%s is an address of this host, which has more than %d such addresses of Services: nobody is served there but pods", a, flows.MostOwn))
+		}
+	}
+	for _, a := range was {
+		if !slices.Contains(is, a) {
+			said = append(said, fmt.Sprintf("%s, at which a Service is served, is no address of this host any more", a))
+		}
+	}
+	return said
+}
+
 // nftServices is what the host's nftables do for Services.
-func (p *plumbing) nftServices(s *flows.Services, n nodeView) *host.NFTServices {
+func (p *plumbing) nftServices(s *flows.Services, a ask) *host.NFTServices {
 	out := &host.NFTServices{RejectMAC: net.HardwareAddr(flows.RejectMAC()), NodePortAddresses: p.set.nodePortAddresses}
-	for _, c := range n.self.PodCIDRs {
+	for _, c := range a.self.PodCIDRs {
 		out.To = append(out.To, flows.NodePortAddress(c.Addr().Is4()))
+	}
+	for _, o := range s.OwnFrontends(a.local) {
+		out.Own = append(out.Own, host.OwnService{Protocol: o.Protocol, At: o.At, To: o.StandIn})
 	}
 	for _, port := range s.Host.NodePorts() {
 		out.NodePorts = append(out.NodePorts, host.NodePort{IPv4: port.IPv4, Protocol: port.Protocol, Port: port.Port})

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"regexp"
@@ -19,6 +20,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/twill-net/twill/agent/inspect"
+	"github.com/twill-net/twill/agent/policy"
+	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
 	"github.com/twill-net/twill/ovs"
 )
@@ -68,19 +71,21 @@ func (r *recentLog) text() string {
 const partTimeout = 10 * time.Second
 
 // serveReport answers GET /v1/report with a tar.gz, see inspect.WriteArchive.
-func (a *Agent) serveReport(w http.ResponseWriter, r *http.Request) {
-	var b bytes.Buffer
-	if err := a.collect(r.Context(), &b); err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
+func (a *Agent) serveReport(subject *inspect.Subject) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var b bytes.Buffer
+		if err := a.collect(r.Context(), subject, &b); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/gzip")
+		_, _ = w.Write(b.Bytes()) // the asker went away
 	}
-	w.Header().Set("Content-Type", "application/gzip")
-	_, _ = w.Write(b.Bytes()) // the asker went away
 }
 
 // collect gathers what the offline commands and whoever helps an operator need. A part that cannot be had is
 // named with its reason and does not keep the others away.
-func (a *Agent) collect(ctx context.Context, b *bytes.Buffer) error {
+func (a *Agent) collect(ctx context.Context, subject *inspect.Subject, b *bytes.Buffer) error {
 	meta := inspect.Meta{Version: a.version, Node: a.cfg.NodeName, Bridge: a.cfg.Bridge, At: time.Now().UTC(), Missing: map[string]string{}}
 	var files []inspect.File
 	add := func(name string, make func(context.Context) (string, error)) {
@@ -123,7 +128,12 @@ func (a *Agent) collect(ctx context.Context, b *bytes.Buffer) error {
 	})
 	add(inspect.FileFlows, func(ctx context.Context) (string, error) { return sw.Dump(ctx) })
 	add(inspect.FileGroups, sw.Groups)
-	add("manifests.yaml", func(context.Context) (string, error) { return manifests(world) })
+	add(inspect.FileDrops, func(ctx context.Context) (string, error) {
+		drops, err := subject.Drops(ctx)
+		text, failed := asJSON(drops)
+		return text, cmp.Or(err, failed)
+	})
+	add(inspect.FileManifests, func(context.Context) (string, error) { return a.manifests(world) })
 	add("ovsdb.json", func(context.Context) (string, error) {
 		return asJSON(map[string]any{"openVSwitch": a.db.Info(), "ports": a.db.Ports(a.cfg.Bridge)})
 	})
@@ -183,51 +193,24 @@ func (a *Agent) settingsYAML() (string, error) {
 	return string(text), err
 }
 
-// manifests are the Nodes and Pods of a World as an operator could apply them.
-func manifests(w *flows.World) (string, error) {
-	if w == nil {
-		return "", fmt.Errorf("nothing has been read from Kubernetes yet")
+// manifests are all objects that Twill knows of, as an operator could apply them, and the pods of this node's ports of
+// which nobody has told an object.
+func (a *Agent) manifests(w *flows.World) (string, error) {
+	if !a.source.Synced() {
+		return "", errNotSynced
 	}
-	var docs []string
-	add := func(v map[string]any) error {
-		text, err := yaml.Marshal(v)
-		docs = append(docs, string(text))
-		return err
-	}
-	nodes := []flows.Node{w.Node}
-	for _, n := range w.Peers {
-		nodes = append(nodes, n)
-	}
-	slices.SortFunc(nodes, func(x, y flows.Node) int { return strings.Compare(x.Name, y.Name) })
-	for _, n := range nodes {
-		var addresses []map[string]string
-		for _, x := range n.Addresses {
-			addresses = append(addresses, map[string]string{"type": "InternalIP", "address": x.String()})
-		}
-		if err := add(map[string]any{
-			"apiVersion": "v1", "kind": "Node",
-			"metadata": map[string]any{"name": n.Name, "uid": n.UID, "creationTimestamp": n.Created.UTC().Format(time.RFC3339)},
-			"spec":     map[string]any{"podCIDRs": n.PodCIDRs}, "status": map[string]any{"addresses": addresses},
-		}); err != nil {
-			return "", err
-		}
-	}
-	for _, list := range w.Pods {
-		for _, p := range list {
-			var ips []map[string]string
-			for _, x := range p.Addresses {
-				ips = append(ips, map[string]string{"ip": x.String()})
-			}
-			if err := add(map[string]any{
-				"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"namespace": p.Namespace, "name": p.Pod, "uid": p.UID},
-				"spec": map[string]any{"nodeName": w.Node.Name}, "status": map[string]any{"phase": "Running", "podIPs": ips},
-			}); err != nil {
-				return "", err
+	var more []*policy.Pod
+	if w != nil {
+		for _, owner := range slices.Sorted(maps.Keys(w.Pods)) {
+			list := w.Pods[owner]
+			p := list[len(list)-1] // of two sandboxes of a pod the elder waits for its DEL
+			key := source.Key{Kind: "Pod", Namespace: p.Namespace, Name: p.Pod}
+			if p.IfName == "eth0" && a.source.Get(key) == nil {
+				more = append(more, &policy.Pod{Namespace: p.Namespace, Name: p.Pod, UID: p.UID, Addresses: p.Addresses})
 			}
 		}
 	}
-	slices.Sort(docs[len(nodes):])
-	return strings.Join(docs, "---\n"), nil
+	return source.ManifestsOf(a.source, more, time.Now())
 }
 
 // hostFacts are the sysctls that decide whether the host forwards, and the kernel.

@@ -108,6 +108,7 @@ func (a *Agent) world() (*flows.World, error) {
 	}
 	if w.Services != nil {
 		w.Lingering = a.services.lingering.addresses()
+		w.Own = w.Services.Own(a.plumbing.addresses())
 	}
 	return w, nil
 }

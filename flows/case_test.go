@@ -24,7 +24,7 @@ import (
 //
 //	-- nodes.yaml --   manifests, as kubectl prints them
 //	-- services.yaml --  Services and EndpointSlices; without it, another proxy cares for them
-//	-- settings --     node NAME | tunnel TYPE PORT | vni N | local ADDRESS | mtu BYTES | cluster CIDR... | services CIDR... | datapath system
+//	-- settings --     node NAME | tunnel TYPE PORT | vni N | local ADDRESS | mtu BYTES | cluster CIDR... | services CIDR... | datapath system | host ADDRESS...
 //	-- pods --         one line each: OFPORT NAMESPACE/NAME IFNAME MAC ADDRESS,... MTU
 //	-- want --         what comes out; written by -update
 type scenario struct {
@@ -65,6 +65,7 @@ func readScenario(t testing.TB, path string) scenario {
 	admitted, refused := flows.Admit(objects.Nodes())
 	if files["services.yaml"] != "" {
 		s.world.Services = source.NewJoiner(serviceCIDRs).Join(objects.Services())
+		s.world.Own = s.world.Services.Own(s.world.Own)
 	}
 	self, ok := admitted[name]
 	if !ok {
@@ -135,6 +136,10 @@ func readSettings(t testing.TB, text string, w *flows.World) (node string, servi
 		case "cluster":
 			for _, c := range words[1:] {
 				w.ClusterCIDRs = append(w.ClusterCIDRs, netip.MustParsePrefix(c))
+			}
+		case "host":
+			for _, a := range words[1:] {
+				w.Own = append(w.Own, netip.MustParseAddr(a))
 			}
 		case "datapath":
 			w.HostAnswersND = words[1] == "system"

@@ -67,7 +67,7 @@ func changedServices(before, after *World, nodes map[netip.Addr]bool) (out []Own
 	}
 	for a := range nodes {
 		if now.Serves(a) {
-			out = append(out, addressOwner(a))
+			out = append(out, AddressOwner(a))
 		}
 	}
 	for a := range maybeTranslated(before, after) {
@@ -77,7 +77,7 @@ func changedServices(before, after *World, nodes map[netip.Addr]bool) (out []Own
 	}
 	Differences(old.Ports, now.Ports, (*ServicePort).Equal, func(o string) { out = append(out, Owner(o)) })
 	Differences(old.addresses, now.addresses, sameAddress, func(a string) { out = append(out, servedAddressOwner(a)) })
-	return out
+	return append(out, changedOwn(before, after)...)
 }
 
 // maybeTranslated holds all addresses whose answers are translated in one of two Worlds only.

@@ -40,7 +40,7 @@ func (w *World) Owners() []Owner {
 			out = append(out, Owner(o))
 		}
 		for _, a := range s.addresses.All() {
-			out = append(out, addressOwner(a))
+			out = append(out, AddressOwner(a))
 		}
 		for a := range w.translated() {
 			out = append(out, endpointOwner(a))

@@ -48,6 +48,9 @@ func NamesOf(w *World) *Names {
 	for _, c := range w.ClusterCIDRs {
 		n.cidrs = append(n.cidrs, namedCIDR{c, "pods of the cluster"})
 	}
+	for a, s := range StandIns(w.Own) {
+		n.hosts[s] = a.String() + " of this node"
+	}
 	for _, list := range w.Pods {
 		for _, a := range list {
 			name := podName(a)

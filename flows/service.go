@@ -134,8 +134,8 @@ func ServiceOwner(namespace, name, port, protocol string) Owner {
 	return o
 }
 
-// addressOwner and endpointOwner own what several Services share.
-func addressOwner(a netip.Addr) Owner   { return servedAddressOwner(a.String()) }
+// AddressOwner and endpointOwner own what several Services share.
+func AddressOwner(a netip.Addr) Owner   { return servedAddressOwner(a.String()) }
 func servedAddressOwner(a string) Owner { return Owner("service-address/" + a) }
 func endpointOwner(a netip.Addr) Owner  { return Owner("endpoint-address/" + a.String()) }
 

@@ -226,11 +226,16 @@ func hideBehind(a netip.Addr, mark string) Action {
 
 // serviceAddressFlows lead to the Service tables what is for one address.
 func serviceAddressFlows(w *World, a netip.Addr) []Flow {
-	p := builder{owner: addressOwner(a)}
+	p := builder{owner: AddressOwner(a)}
 	p.add(Conntrack, 100, ipDst(host(a)), conntrack(ZoneService, Service))
-	if w.isNode(a) {
+	if w.isNode(a) || slices.Contains(w.Own, a) {
 		// A Service has the address of a node as externalIP. All other ports are the node's own.
 		p.add(Service, 20, ipDst(host(a)), gotoTable(Route))
+		// And answers to what it has begun by that address: nothing was tracked of those.
+		p.add(Service, 310, match(field("ct_state", "+inv+trk"), ipDst(host(a))), gotoTable(Route))
+	}
+	if s, ok := w.StandIn(a); ok {
+		p.add(Conntrack, 100, ipDst(host(s)), conntrack(ZoneService, Service))
 	}
 	return p.flows
 }

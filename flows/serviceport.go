@@ -33,11 +33,23 @@ func servicePortFlows(w *World, port *ServicePort) []Flow {
 		p := servicePort{builder: builder{owner: port.Owner}, w: w, port: port, v4: v4, groups: map[groupKey]*Group{}}
 		p.cluster, p.local = port.Choose(w.Node, v4)
 		p.there = len(p.cluster) > 0
-		for _, f := range port.frontends(v4) {
+		for _, f := range p.frontends() {
 			p.frontend(f)
 		}
 		p.stickyEndpoints()
 		out = append(out, p.flows...)
+	}
+	return out
+}
+
+// frontends are those of the port, and beside each that is an address of this host itself its stand-in.
+func (p *servicePort) frontends() []frontend {
+	out := p.port.frontends(p.v4)
+	for _, f := range out {
+		if s, own := p.w.StandIn(f.address); own && f.external {
+			f.address = s
+			out = append(out, f)
+		}
 	}
 	return out
 }
@@ -301,7 +313,7 @@ func (p *servicePort) stickyEndpoints() {
 		return
 	}
 	all := SortEndpoints(append(slices.Clone(p.cluster), p.local...))
-	for _, f := range p.port.frontends(p.v4) {
+	for _, f := range p.frontends() {
 		for _, e := range all {
 			p.add(AtEndpoint, 100, match(p.is(e), p.to(f, clients{})), p.learn(), p.translate(e))
 		}

@@ -31,14 +31,22 @@ type Connection struct {
 
 // Connections answers what becomes of tracked connections in one World. The answer depends on the World and on what is
 // tracked, not on what has happened: it is the same after a restart.
-type Connections struct{ services *Services }
+type Connections struct {
+	services *Services
+	// own are the addresses of the host by their stand-ins.
+	own map[netip.Addr]netip.Addr
+}
 
 // NewConnections reads a World.
 func NewConnections(w *World) *Connections {
+	c := &Connections{services: w.Services, own: map[netip.Addr]netip.Addr{}}
 	if w.Services == nil {
-		return &Connections{NewServices(nil, nil)}
+		c.services = NewServices(nil, nil)
 	}
-	return &Connections{w.Services}
+	for a, s := range StandIns(w.Own) {
+		c.own[s] = a
+	}
+	return c
 }
 
 // Ended is true for a connection that has to be forgotten: its Service is gone, or its endpoint is. UDP and SCTP leave
@@ -49,7 +57,11 @@ func (c *Connections) Ended(x Connection, alive func(netip.Addr) bool) bool {
 	if x.Frontend.At == x.Endpoint {
 		return false
 	}
-	ports := c.services.At(x.Frontend)
+	at := x.Frontend
+	if a, ok := c.own[at.At.Addr()]; ok {
+		at.At = netip.AddrPortFrom(a, at.At.Port())
+	}
+	ports := c.services.At(at)
 	if slices.ContainsFunc(ports, func(p *ServicePort) bool { return p.keeps(x.Endpoint) }) {
 		return false
 	}

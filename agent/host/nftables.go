@@ -181,7 +181,11 @@ func (n NFTables) Ensure(ctx context.Context) (repaired []string, err error) {
 		n.build(tx)
 	case len(d.elements) > 0:
 		for _, set := range slices.Sorted(maps.Keys(d.sets)) {
-			tx.Flush(&knftables.Set{Name: set})
+			if n.Services.maps()[set] != "" {
+				tx.Flush(&knftables.Map{Name: set})
+			} else {
+				tx.Flush(&knftables.Set{Name: set})
+			}
 			addElements(tx, set, d.sets[set])
 		}
 	default:
@@ -250,6 +254,9 @@ func (n NFTables) build(tx *knftables.Transaction) {
 	for _, set := range n.Services.declarations() {
 		tx.Add(set)
 	}
+	for name, types := range n.Services.maps() {
+		tx.Add(&knftables.Map{Name: name, Type: types})
+	}
 	for set, elements := range n.sets() {
 		addElements(tx, set, elements)
 	}
@@ -263,7 +270,12 @@ func (n NFTables) build(tx *knftables.Transaction) {
 
 func addElements(tx *knftables.Transaction, set string, elements []string) {
 	for _, e := range elements {
-		tx.Add(&knftables.Element{Set: set, Key: strings.Split(e, " . ")})
+		key, value, isMap := strings.Cut(e, " : ")
+		if isMap {
+			tx.Add(&knftables.Element{Map: set, Key: strings.Split(key, " . "), Value: []string{value}})
+			continue
+		}
+		tx.Add(&knftables.Element{Set: set, Key: strings.Split(key, " . ")})
 	}
 }
 
@@ -289,7 +301,11 @@ func (n NFTables) compare(ctx context.Context, nft knftables.Interface) nftDrift
 	d.table = n.compareRules(list)
 	sets := n.sets()
 	for _, set := range slices.Sorted(maps.Keys(sets)) {
-		list, err := nft.ListElements(ctx, "set", set)
+		kind := "set"
+		if n.Services.maps()[set] != "" {
+			kind = "map"
+		}
+		list, err := nft.ListElements(ctx, kind, set)
 		if err != nil {
 			d.table = append(d.table, fmt.Sprintf("set %s of nftables table inet %s could not be read, table written anew: %v", set, nftTable, err))
 			continue
@@ -355,6 +371,9 @@ func compareElements(want []string, list []*knftables.Element) string {
 // elementText writes an element as netip writes a range; nft shows that of one address as an address.
 func elementText(e *knftables.Element) string {
 	text := strings.Join(protocolNamed(e.Key), " . ")
+	if len(e.Value) > 0 {
+		return text + " : " + e.Value[0]
+	}
 	if p, err := netip.ParsePrefix(text); err == nil {
 		return p.String()
 	}

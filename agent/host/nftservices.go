@@ -12,7 +12,8 @@ import (
 // NFTServices is what the host does for Services, by rules whose number does not depend on theirs:
 //
 //	nodeport-*   what is for a node port at one of the node's own addresses gets the address by which the bridge
-//	             knows node ports; the port stays
+//	             knows node ports; the port stays. So does what is for a Service that has an address of this host, by that
+//	             address, protocol and port alone: all other ports are the host's
 //	prerouting   what the bridge hands back because nobody serves it is rejected at once
 //	output       what the node itself sends to nobody over IPv4, TCP aside, is rejected here: the kernel makes no ICMP
 //	             error in the name of an address of a Service to one of its own
@@ -23,6 +24,8 @@ type NFTServices struct {
 	NodePortAddresses []netip.Prefix
 	// To is what those addresses are translated to, one of each family.
 	To []netip.Addr
+	// Own are Services at addresses of this host.
+	Own []OwnService
 	// Unserved are the IPv4 addresses and ports of Services that have no endpoint.
 	Unserved []Unserved
 	// RejectMAC is the source of what is to be rejected.
@@ -33,6 +36,20 @@ type NFTServices struct {
 type Unserved struct {
 	Protocol string
 	At       netip.AddrPort
+}
+
+// OwnService is an address of this host and a port of it that the bridge serves, by another address.
+type OwnService struct {
+	Protocol string
+	At       netip.AddrPort
+	To       netip.Addr
+}
+
+func ownMap(v4 bool) string {
+	if v4 {
+		return "own-services-ipv4"
+	}
+	return "own-services-ipv6"
 }
 
 const unservedSet = "unserved-ipv4"
@@ -56,6 +73,8 @@ func (s *NFTServices) rules(gateway string) (all []nftRule) {
 	for _, chain := range []string{"nodeport-prerouting", "nodeport-output"} {
 		for _, to := range s.To {
 			f := nftFamilyOf(to)
+			all = append(all, nftRule{chain, fmt.Sprintf("dnat %s to %[1]s daddr . meta l4proto . th dport map @%s", f.protocol, ownMap(to.Is4())),
+				"a Service that has an address of this host"})
 			all = append(all, nftRule{chain, fmt.Sprintf("%s fib daddr type local meta l4proto . th dport @%s dnat %s to %s",
 				s.daddr(f, to), nodePortSet(to.Is4()), f.protocol, to), "node ports are served by the bridge"})
 		}
@@ -94,13 +113,28 @@ func (s *NFTServices) declarations() (all []*knftables.Set) {
 	return all
 }
 
+// maps are the names of those sets that lead to something, with their types.
+func (s *NFTServices) maps() map[string]string {
+	if s == nil {
+		return nil
+	}
+	return map[string]string{
+		ownMap(true):  "ipv4_addr . inet_proto . inet_service : ipv4_addr",
+		ownMap(false): "ipv6_addr . inet_proto . inet_service : ipv6_addr",
+	}
+}
+
 func (s *NFTServices) sets() map[string][]string {
 	sets := map[string][]string{}
 	if s == nil {
 		return sets
 	}
 	for _, v4 := range []bool{true, false} {
-		sets[nodePortSet(v4)] = nil
+		sets[nodePortSet(v4)], sets[ownMap(v4)] = nil, nil
+	}
+	for _, o := range s.Own {
+		name := ownMap(o.At.Addr().Is4())
+		sets[name] = append(sets[name], fmt.Sprintf("%s . %s . %d : %s", o.At.Addr(), o.Protocol, o.At.Port(), o.To))
 	}
 	sets[unservedSet] = nil
 	for _, u := range s.Unserved {

@@ -12,6 +12,9 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/sirupsen/logrus"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 )
 
 // newPeers is a host joined to a second one that has the same link with these addresses.
@@ -86,19 +89,43 @@ func TestAPeerAnswersProbesOfBothFamiliesManyAtOnce(t *testing.T) {
 	}
 }
 
+// TestAProbeLeavesWithTheSourceItWasGiven: the peer sees it, though the kernel would choose another one. It has no route back.
 func TestAProbeLeavesWithTheSourceItWasGiven(t *testing.T) {
-	newPeers(t, []string{"198.51.100.1/24", "203.0.113.1/32"}, []string{"198.51.100.2/24"})
+	peer := newPeers(t, []string{"198.51.100.1/24", "203.0.113.1/32", "2001:db8:1::1/64", "2001:db8:2::1/128"}, []string{"198.51.100.2/24", "2001:db8:1::2/64"})
 	p := newProber(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	// The peer has no route back to this source: no reply shows which one was used.
-	if _, err := p.Probe(ctx, addrs("203.0.113.1")[0], addrs("198.51.100.2")[0], 0); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("from 203.0.113.1: got %v, want no reply", err)
-	}
-	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if _, err := p.Probe(ctx, addrs("198.51.100.1")[0], addrs("198.51.100.2")[0], 0); err != nil {
-		t.Error(err)
+	for _, c := range []struct {
+		network, any, from, to string
+		request                icmp.Type
+	}{
+		{"ip4:icmp", "0.0.0.0", "203.0.113.1", "198.51.100.2", ipv4.ICMPTypeEcho},
+		{"ip6:ipv6-icmp", "::", "2001:db8:2::1", "2001:db8:1::2", ipv6.ICMPTypeEchoRequest},
+	} {
+		var seen *icmp.PacketConn
+		inside(t, peer, func() (err error) { seen, err = icmp.ListenPacket(c.network, c.any); return err })
+		defer seen.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		answer := make(chan error, 1)
+		go func() {
+			_, err := p.Probe(ctx, addrs(c.from)[0], addrs(c.to)[0], 0)
+			answer <- err
+		}()
+		must(t, seen.SetReadDeadline(time.Now().Add(10*time.Second)))
+		for b := make([]byte, 1500); ; {
+			n, from, err := seen.ReadFrom(b)
+			must(t, err)
+			m, err := icmp.ParseMessage(c.request.(interface{ Protocol() int }).Protocol(), b[:n])
+			if err != nil || m.Type != c.request {
+				continue // Neighbor Discovery
+			}
+			if from.String() != c.from {
+				t.Errorf("from %s: the peer sees %s", c.from, from)
+			}
+			break
+		}
+		cancel()
+		if err := <-answer; !errors.Is(err, context.Canceled) {
+			t.Errorf("from %s: got %v, want no reply", c.from, err)
+		}
 	}
 }
 

@@ -51,6 +51,25 @@ type carried struct {
 
 func (c carried) String() string { return c.address.String() + " on " + c.link.Name }
 
+// Addresses are all of global scope that this host carries, sorted.
+func Addresses() ([]netip.Addr, error) {
+	h, err := routeSocket()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	all, err := hostAddresses(h)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, c := range all {
+		out = append(out, c.address)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), nil
+}
+
 // ChooseUnderlay picks the tunnel address among what this host carries. candidates are the InternalIPs
 // of the Node object in its order: peers send to those, so they come before any other address.
 func ChooseUnderlay(candidates []netip.Addr, want Want) (Underlay, error) {

@@ -28,6 +28,10 @@ const (
 	FileObjects = "objects.json"
 	FileFlows   = "flows.txt"
 	FileGroups  = "groups.txt"
+	// FileDrops is what Drops told when the report was made: the last packets are in no dump.
+	FileDrops = "drops.json"
+	// FileManifests has all objects, in a directory of its own for --manifests.
+	FileManifests = "manifests/cluster.yaml"
 )
 
 // archiveDir is the one directory of a report.
@@ -176,7 +180,28 @@ func (a *Archive) Subject(x ovs.Executor) (*Subject, error) {
 	if len(installed) == 0 {
 		return nil, errNoFlow
 	}
-	return saved(a.Meta.Node, a.Meta.Bridge, w, installed, string(a.Files[FileGroups]), x), nil
+	s := saved(a.Meta.Node, a.Meta.Bridge, w, installed, string(a.Files[FileGroups]), x)
+	s.dropped, err = a.dropped()
+	return s, err
+}
+
+// dropped are the last packets that were dropped when the report was made. One of an agent that told none has none.
+func (a *Archive) dropped() (map[dropKey][]DroppedPacket, error) {
+	data, ok := a.Files[FileDrops]
+	if !ok {
+		return nil, nil
+	}
+	var list []Drop
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, fmt.Errorf("%s of the report: %w; use the twill that wrote it (%s)", FileDrops, err, a.Meta.Version)
+	}
+	out := map[dropKey][]DroppedPacket{}
+	for _, d := range list {
+		if len(d.Last) > 0 {
+			out[dropKey{d.Reason, d.Owner}] = d.Last
+		}
+	}
+	return out, nil
 }
 
 // errNoFlow is for a dump of something else.

@@ -44,7 +44,7 @@ const (
 // lastDropped finds the packets that were dropped of late, by the reason and the owner of their drop.
 func (s *Subject) lastDropped(ctx context.Context) (map[dropKey][]DroppedPacket, error) {
 	if s.Megaflows == nil {
-		return nil, nil
+		return s.dropped, nil
 	}
 	text, err := s.Megaflows(ctx)
 	if err != nil {

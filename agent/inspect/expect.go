@@ -48,12 +48,18 @@ func (x expectation) service(p packet, endpoint netip.AddrPort) (bool, *Verdict)
 	if x.w.Services == nil {
 		return false, nil
 	}
-	served := x.w.Services.Serves(p.dst)
 	port := servedAt(x.w, p.Proto, p.dst, p.Port)
+	if own := x.w.StandsFor(p.dst); own != p.dst {
+		if port == nil {
+			return false, &Verdict{Outcome: Rejected} // the host translates nothing else to it
+		}
+		p.dst = own
+	}
+	served := x.w.Services.Serves(p.dst)
 	switch {
 	case !served && !inside(x.w.Services.CIDRs, p.dst):
 		return false, nil
-	case port == nil && served && aNode(x.w, p.dst):
+	case port == nil && served && (aNode(x.w, p.dst) || contains(x.w.Own, p.dst)):
 		return false, nil // an external address that is a node's own: other ports are its own
 	case port == nil:
 		return false, &Verdict{Outcome: Rejected}

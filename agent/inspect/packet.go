@@ -136,6 +136,11 @@ func resolve(w *flows.World, q Question) (packet, error) {
 	if p.pod == nil && p.peer == nil && !p.Reply && ofHost(w.Node, p.dst) && atNodePort(w, p.Proto, p.Port) != nil {
 		p.meant, p.dst = p.dst, flows.NodePortAddress(p.dst.Is4()) // the host's nftables do that
 	}
+	if p.pod == nil && p.peer == nil && !p.Reply {
+		if s, own := w.StandIn(p.dst); own && servedAt(w, p.Proto, p.dst, p.Port) != nil {
+			p.meant, p.dst = p.dst, s // and that
+		}
+	}
 	return p, nil
 }
 

@@ -360,12 +360,30 @@ func (r recovery) services(objects *source.Manifests) {
 	}
 	slices.SortFunc(cidrs, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	r.world.Services = source.NewJoiner(cidrs).Join(objects.Services())
+	r.world.Own = r.own()
 	r.world.Lingering = map[netip.Addr]bool{}
 	for a := range answers {
 		if !r.world.Services.Leads(a) && !r.world.Services.Serves(a) {
 			r.world.Lingering[a] = true
 		}
 	}
+}
+
+// own are the addresses of Services that are the host's own: they have a stand-in, in a flow that is known by its cookie.
+func (r recovery) own() []netip.Addr {
+	standIns := slices.DeleteFunc(slices.Clone(r.installed), func(f ovs.Installed) bool {
+		to, ok := destination(f)
+		return !ok || flows.Table(f.Table) != flows.Conntrack || !flows.OwnRange(to.Is4()).Contains(to)
+	})
+	var out []netip.Addr
+	for _, p := range r.world.Services.All() {
+		for _, a := range slices.Concat(p.LoadBalancer, p.External) {
+			if slices.ContainsFunc(standIns, func(f ovs.Installed) bool { return flows.AddressOwner(a).Owns(f.Cookie) }) {
+				out = append(out, a)
+			}
+		}
+	}
+	return r.world.Services.Own(out)
 }
 
 // policies resolves policies for the pods of the dump.

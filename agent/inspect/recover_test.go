@@ -2,13 +2,18 @@ package inspect_test
 
 import (
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"github.com/twill-net/twill/agent/inspect"
+	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
 )
 
@@ -60,8 +65,10 @@ func dumped(t *testing.T, w *flows.World) inspect.Dump {
 func TestADumpBesideManifestsIsTheNode(t *testing.T) {
 	lingers := city(t)
 	lingers.Lingering = map[netip.Addr]bool{netip.MustParseAddr("198.18.2.33"): true}
+	stands := city(t)
+	stands.Own = []netip.Addr{netip.MustParseAddr("203.0.113.8")}
 	for name, w := range map[string]*flows.World{
-		"Services and policies": city(t), "an endpoint that lingers": lingers,
+		"Services and policies": city(t), "an endpoint that lingers": lingers, "a Service at an address of the host": stands,
 	} {
 		d := dumped(t, w)
 		d.Manifests = directory(t, nodeManifests(), cityManifests)
@@ -92,6 +99,30 @@ func TestADumpBesideManifestsIsTheNode(t *testing.T) {
 				t.Errorf("%s: no flow of a %s among %v", name, kind, kinds)
 			}
 		}
+	}
+}
+
+// TestADumpBesideTheManifestsOfAReportIsTheNode: what an agent writes of its objects is as good as what kubectl prints.
+func TestADumpBesideTheManifestsOfAReportIsTheNode(t *testing.T) {
+	silent := logrus.New()
+	silent.SetOutput(io.Discard)
+	objects, err := source.ReadDirectory(directory(t, nodeManifests(), cityManifests), silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := source.ManifestsOf(objects, nil, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := dumped(t, city(t))
+	d.Manifests = directory(t, text)
+	s, err := inspect.Recover(d, withoutPrograms{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.Verify(t.Context(), 0, 0)
+	if err != nil || s.Node != "alpha" || v.Wanted < 200 || v.WantedGroups < 4 || v.Behind != "" || v.Differences() != 0 {
+		t.Errorf("%+v, %v", v, err)
 	}
 }
 

@@ -85,7 +85,7 @@ func servedAt(w *flows.World, proto string, a netip.Addr, port uint16) *flows.Se
 	if a == flows.NodePortAddress(a.Is4()) {
 		return atNodePort(w, proto, port)
 	}
-	for _, p := range w.Services.At(flows.Frontend{Protocol: proto, At: netip.AddrPortFrom(a, port)}) {
+	for _, p := range w.Services.At(flows.Frontend{Protocol: proto, At: netip.AddrPortFrom(w.StandsFor(a), port)}) {
 		return p
 	}
 	return nil
@@ -93,7 +93,10 @@ func servedAt(w *flows.World, proto string, a netip.Addr, port uint16) *flows.Se
 
 // serviceAt names the Service that has an address, whatever the port; empty if none has.
 func serviceAt(w *flows.World, a netip.Addr) string {
-	if w.Services == nil || !w.Services.Serves(a) {
+	if w.Services == nil {
+		return ""
+	}
+	if a = w.StandsFor(a); !w.Services.Serves(a) {
 		return ""
 	}
 	if a == flows.NodePortAddress(a.Is4()) {

@@ -29,6 +29,8 @@ type Subject struct {
 	// its type: netdev or system.
 	Megaflows func(context.Context) (string, error)
 	Datapath  func() string
+	// dropped are the last packets that were dropped, where a report tells them.
+	dropped map[dropKey][]DroppedPacket
 	// Behind says why the bridge may not yet hold what is wanted; nil if it is in step.
 	Behind func() error
 }

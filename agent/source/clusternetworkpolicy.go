@@ -26,8 +26,8 @@ type ClusterNetworkPolicy struct {
 		Tier     string        `json:"tier"`
 		Priority int32         `json:"priority"`
 		Subject  clusterPeer   `json:"subject"`
-		Ingress  []clusterRule `json:"ingress"`
-		Egress   []clusterRule `json:"egress"`
+		Ingress  []clusterRule `json:"ingress,omitempty"`
+		Egress   []clusterRule `json:"egress,omitempty"`
 	} `json:"spec"`
 }
 
@@ -39,41 +39,48 @@ type clusterPolicyList struct {
 }
 
 type clusterRule struct {
-	Name      string            `json:"name"`
+	Name      string            `json:"name,omitempty"`
 	Action    string            `json:"action"`
-	From      []clusterPeer     `json:"from"`
-	To        []clusterPeer     `json:"to"`
-	Protocols []clusterProtocol `json:"protocols"`
+	From      []clusterPeer     `json:"from,omitempty"`
+	To        []clusterPeer     `json:"to,omitempty"`
+	Protocols []clusterProtocol `json:"protocols,omitempty"`
 }
 
 // clusterPeer has exactly one field; a subject has one of the first two.
 type clusterPeer struct {
-	Namespaces *metav1.LabelSelector `json:"namespaces"`
-	Pods       *struct {
-		NamespaceSelector metav1.LabelSelector `json:"namespaceSelector"`
-		PodSelector       metav1.LabelSelector `json:"podSelector"`
-	} `json:"pods"`
-	Nodes       *metav1.LabelSelector `json:"nodes"`
-	Networks    []string              `json:"networks"`
-	DomainNames []string              `json:"domainNames"`
+	Namespaces *metav1.LabelSelector `json:"namespaces,omitempty"`
+	Pods       *clusterPodSelector   `json:"pods,omitempty"`
+	Nodes      *metav1.LabelSelector `json:"nodes,omitempty"`
+	// An empty list is one that names nobody.
+	Networks    []string `json:"networks,omitzero"`
+	DomainNames []string `json:"domainNames,omitzero"`
+}
+
+type clusterPodSelector struct {
+	NamespaceSelector metav1.LabelSelector `json:"namespaceSelector"`
+	PodSelector       metav1.LabelSelector `json:"podSelector"`
 }
 
 // clusterProtocol has exactly one field.
 type clusterProtocol struct {
-	TCP       *clusterPort `json:"tcp"`
-	UDP       *clusterPort `json:"udp"`
-	SCTP      *clusterPort `json:"sctp"`
-	NamedPort string       `json:"destinationNamedPort"`
+	TCP       *clusterPort `json:"tcp,omitempty"`
+	UDP       *clusterPort `json:"udp,omitempty"`
+	SCTP      *clusterPort `json:"sctp,omitempty"`
+	NamedPort string       `json:"destinationNamedPort,omitempty"`
 }
 
 type clusterPort struct {
-	DestinationPort *struct {
-		Number int32 `json:"number"`
-		Range  *struct {
-			Start int32 `json:"start"`
-			End   int32 `json:"end"`
-		} `json:"range"`
-	} `json:"destinationPort"`
+	DestinationPort *clusterPortNumber `json:"destinationPort,omitempty"`
+}
+
+type clusterPortNumber struct {
+	Number int32             `json:"number,omitempty"`
+	Range  *clusterPortRange `json:"range,omitempty"`
+}
+
+type clusterPortRange struct {
+	Start int32 `json:"start"`
+	End   int32 `json:"end"`
 }
 
 // DeepCopyObject implements runtime.Object. Nothing here is ever changed once it has been decoded.
@@ -95,6 +102,9 @@ func addClusterPolicies(s *runtime.Scheme) error {
 	metav1.AddToGroupVersion(s, gv)
 	return nil
 }
+
+// brokenSubject begins what is said of a policy whose subject cannot be used.
+const brokenSubject = "spec.subject: "
 
 // convertClusterNetworkPolicy takes what a ClusterNetworkPolicy says. As its documentation asks, a rule that cannot be
 // read matches nothing where it accepts, and denies everything where it denies or passes.
@@ -140,7 +150,7 @@ func convertClusterNetworkPolicy(o object) (any, []Problem) {
 		problem("spec.subject: %v; the policy selects nothing until it is corrected.", err)
 		return nil, problems
 	case err != nil:
-		broken("spec.subject: %v, so every pod may be meant", err)
+		broken(brokenSubject+"%v, so every pod may be meant", err)
 		return out, problems
 	}
 	out.Subject = *subject

@@ -196,6 +196,11 @@ func splitJSON(data []byte) (documents []document, err error) {
 
 func splitYAML(data []byte) (documents []document, err error) {
 	line := 1
+	for i, l := range bytes.Split(data, []byte("\n")) {
+		if isMarker(l, "...") && !isBlank(l[3:]) {
+			return nil, &fault{i + 1, fmt.Sprintf("broken YAML: nothing may stand behind the end of a document: %q", l)}
+		}
+	}
 	for len(data) > 0 {
 		text, lines, rest := cutDocument(data)
 		first := line
@@ -236,7 +241,7 @@ func cutDocument(data []byte) (text []byte, lines int, rest []byte) {
 		l := rest[:end]
 		switch {
 		case isMarker(l, "---") && blank, isMarker(l, "..."), blank && l[0] == '%':
-			// "--- {a: b}" has content behind the marker.
+			// "--- {a: b}" has content behind the marker; "... {a: b}" is no YAML.
 			if l[0] == '-' {
 				text = append(text, "   "...)
 				text = append(text, l[3:]...)

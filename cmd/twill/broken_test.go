@@ -7,8 +7,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 
 	"github.com/twill-net/twill/agent/inspect"
 )
@@ -124,17 +127,56 @@ func TestEachCommandOnABrokenSystemSaysWhatIsMissing(t *testing.T) {
 	}
 }
 
-func TestEachCommandHasHelpWithAnExample(t *testing.T) {
-	for _, program := range []string{"twill", pluginName} {
-		root := rootCommand(program)
-		for _, c := range root.Commands() {
-			if c.Name() == "help" || c.Name() == "completion" {
-				continue
-			}
-			if c.Example == "" || c.Short == "" {
-				t.Errorf("%s %s has no example or no short text", program, c.Name())
+// everyCommand is each command and subcommand of a program but cobra's own.
+func everyCommand(program string) (all []*cobra.Command) {
+	var walk func(*cobra.Command)
+	walk = func(parent *cobra.Command) {
+		for _, c := range parent.Commands() {
+			if c.Name() != "help" && c.Name() != "completion" {
+				all = append(all, c)
+				walk(c)
 			}
 		}
+	}
+	walk(rootCommand(program))
+	return all
+}
+
+// TestEachCommandHasHelpWithAnExample: an example is a command line that the program takes, and of that command.
+func TestEachCommandHasHelpWithAnExample(t *testing.T) {
+	examples := 0
+	for _, program := range []string{"twill", pluginName} {
+		for _, c := range everyCommand(program) {
+			if c.Example == "" || c.Short == "" {
+				t.Errorf("%s has no example or no short text", c.CommandPath())
+			}
+			own := false
+			for _, text := range regexp.MustCompile(`(?m)(?:^|[;|] ?)\s*(?:kubectl )?twill [^;|\n]+`).FindAllString(c.Example, -1) {
+				words := strings.Fields(text[strings.Index(text, "twill ")+len("twill "):])
+				root := rootCommand("twill")
+				if strings.Contains(text, "kubectl") {
+					root = rootCommand(pluginName)
+				}
+				meant, rest, err := root.Find(words)
+				if err == nil {
+					err = meant.ParseFlags(rest)
+				}
+				if err == nil {
+					err = meant.ValidateArgs(meant.Flags().Args())
+				}
+				if err != nil || !meant.Runnable() {
+					t.Errorf("the example %q of %s is no command: %v", text, c.CommandPath(), err)
+				}
+				own = own || meant.Name() == c.Name() || meant.Parent().Name() == c.Name()
+				examples++
+			}
+			if !own {
+				t.Errorf("no example of %s is of it: %q", c.CommandPath(), c.Example)
+			}
+		}
+	}
+	if examples < 40 {
+		t.Errorf("%d examples were tried", examples)
 	}
 	if code, out, _ := twill(t, "twill", "completion", "bash"); code != 0 || !strings.Contains(out, "twill") {
 		t.Errorf("completion: status %d", code)

@@ -156,9 +156,16 @@ func TestOnlyATerminalSeesColour(t *testing.T) {
 // TestHelpFitsTheScreen: only examples, which are there to be copied, and a flag's default may be wider.
 func TestHelpFitsTheScreen(t *testing.T) {
 	t.Setenv("COLUMNS", "80")
-	for _, command := range append(commands(), []string{}, []string{"check"}, []string{"agent"}, []string{"uninstall"}, []string{"policy", "preview"}) {
-		code, out, _ := twill(t, "twill", append(append([]string{}, command[:min(1, len(command))]...), "--help")...)
-		if code != 0 || !strings.Contains(out, "Usage:") || !strings.Contains(out, "--help") {
+	list := [][]string{{}}
+	for _, c := range everyCommand("twill") {
+		list = append(list, strings.Fields(c.CommandPath())[1:])
+	}
+	if len(list) < 15 {
+		t.Errorf("only %v", list)
+	}
+	for _, command := range list {
+		code, out, _ := twill(t, "twill", append(append([]string{}, command...), "--help")...)
+		if path := strings.Join(append([]string{"twill"}, command...), " "); code != 0 || !strings.Contains(out, "Usage:\n  "+path) || !strings.Contains(out, "--help") {
 			t.Errorf("%v: status %d, %q", command, code, out)
 		}
 		for line := range strings.Lines(out) {

@@ -18,7 +18,15 @@ const portmap = "github.com/containernetworking/plugins/plugins/meta/portmap"
 
 // TestAHostPortIsServedByTheChainedPlugin: the agent chains portmap because it stands among the plugins; the runtime asks
 // it for a port of the node; real packets from everywhere reach the pod, and nobody does once the pod is gone.
-func TestAHostPortIsServedByTheChainedPlugin(t *testing.T) {
+func TestAHostPortIsServedByTheChainedPlugin(t *testing.T) { hostPort(t) }
+
+// TestAHostPortIsServedWhereAnotherProxyServesServices: the same, without any of the tables for Services.
+func TestAHostPortIsServedWhereAnotherProxyServesServices(t *testing.T) {
+	t.Setenv("TWILL_SERVICE_PROXY", "off")
+	hostPort(t)
+}
+
+func hostPort(t *testing.T) {
 	plugin := filepath.Join(t.TempDir(), "portmap")
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", plugin, portmap)
 	if out, err := build.CombinedOutput(); err != nil {

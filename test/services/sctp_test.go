@@ -133,6 +133,9 @@ func TestSCTPReachesAnEndpointByTheClusterIP(t *testing.T) {
 			if err := initiate(stranger, vip, 40001, port+1); err == nil {
 				t.Errorf("%s answers at port %d, which the Service does not have", vip, port+1)
 			}
+			if err := initiate(stranger, vip, 40002, port); err != nil { // so it was not the stranger that could not ask
+				t.Errorf("%s by somebody else, at the right port: %v", vip, err)
+			}
 		}
 	}
 }
