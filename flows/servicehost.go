@@ -167,8 +167,11 @@ func (s *span) add(a netip.Addr, by int) {
 	}
 }
 
-// prefix wants at least one address.
+// prefix is not valid where there is no address.
 func (s *span) prefix() netip.Prefix {
+	if s.n == 0 {
+		return netip.Prefix{}
+	}
 	common := make([]byte, s.bits/8)
 	for i := range s.bits {
 		switch s.ones[i] {
