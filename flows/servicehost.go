@@ -38,6 +38,8 @@ type ServiceHost struct {
 	unserved  *Shards[Frontend]
 	// external are the addresses of load balancers and the external ones.
 	external *Shards[netip.Addr]
+	// externals are what is served at those.
+	externals *Shards[Frontend]
 	// around are the smallest ranges that hold all ClusterIPs that are in none of cidrs, one for each block (see blockOf).
 	around *Shards[netip.Prefix]
 	// translated says of each family that the address for node ports is served.

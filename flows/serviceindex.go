@@ -20,7 +20,7 @@ type ServiceIndex struct {
 	// The following count what all ports add up to.
 	addresses, endpoints, external tally[netip.Addr]
 	nodePorts                      tally[NodePort]
-	unserved                       tally[Frontend]
+	unserved, externals            tally[Frontend]
 	frontends                      tally[servedAt]
 	spans                          spans // of ClusterIPs in no range
 
@@ -38,11 +38,11 @@ func NewServiceIndex(cidrs []netip.Prefix) *ServiceIndex {
 	return &ServiceIndex{
 		ports: map[Owner]*ServicePort{}, of: map[string][]*ServicePort{}, numbers: newNumbering(maxGroupID), changed: map[Owner]bool{},
 		addresses: newTally[netip.Addr](), endpoints: newTally[netip.Addr](), external: newTally[netip.Addr](),
-		nodePorts: newTally[NodePort](), unserved: newTally[Frontend](), frontends: newTally[servedAt](),
+		nodePorts: newTally[NodePort](), unserved: newTally[Frontend](), externals: newTally[Frontend](), frontends: newTally[servedAt](),
 		spans: spans{of: map[netip.Prefix]*span{}, touched: map[netip.Prefix]bool{}},
 		out: &Services{
 			Ports: &Shards[*ServicePort]{}, CIDRs: cidrs, addresses: &Shards[netip.Addr]{}, endpoints: &Shards[netip.Addr]{}, frontends: &Shards[[]Owner]{},
-			Host: &ServiceHost{nodePorts: &Shards[NodePort]{}, unserved: &Shards[Frontend]{}, external: &Shards[netip.Addr]{}, around: &Shards[netip.Prefix]{}},
+			Host: &ServiceHost{nodePorts: &Shards[NodePort]{}, unserved: &Shards[Frontend]{}, external: &Shards[netip.Addr]{}, externals: &Shards[Frontend]{}, around: &Shards[netip.Prefix]{}},
 		},
 	}
 }
@@ -125,6 +125,7 @@ func (x *ServiceIndex) count(p *ServicePort, by int) {
 		for _, a := range list {
 			x.addresses.add(a, by)
 			x.external.add(a, by)
+			x.externals.add(Frontend{p.Protocol, netip.AddrPortFrom(a, p.Port)}, by)
 		}
 	}
 	for _, e := range p.Endpoints {
@@ -225,12 +226,14 @@ func (x *ServiceIndex) host() *ServiceHost {
 		nodePorts:  publish(was.nodePorts, NodePort.key, x.nodePorts.has, x.nodePorts.touched),
 		unserved:   publish(was.unserved, Frontend.String, x.unserved.has, x.unserved.touched),
 		external:   publish(was.external, netip.Addr.String, x.external.has, x.external.touched),
+		externals:  publish(was.externals, Frontend.String, x.externals.has, x.externals.touched),
 		around:     x.spans.publish(was.around),
 		translated: x.addresses.has(NodePortAddress(true)),
 	}
 	clear(x.nodePorts.touched)
 	clear(x.unserved.touched)
 	clear(x.external.touched)
+	clear(x.externals.touched)
 	if now == *was {
 		return was
 	}

@@ -76,15 +76,13 @@ func (s *Services) OwnFrontends(addresses []netip.Addr) (out []OwnFrontend) {
 		return nil
 	}
 	standIns := StandIns(own)
-	for _, p := range s.Ports.All() {
-		for _, a := range slices.Concat(p.External, p.LoadBalancer) {
-			if to, ok := standIns[a]; ok {
-				out = append(out, OwnFrontend{Frontend{p.Protocol, netip.AddrPortFrom(a, p.Port)}, to})
-			}
+	for _, f := range s.Host.externals.All() {
+		if to, ok := standIns[f.At.Addr()]; ok {
+			out = append(out, OwnFrontend{f, to})
 		}
 	}
 	slices.SortFunc(out, func(a, b OwnFrontend) int { return a.compare(b.Frontend) })
-	return slices.Compact(out)
+	return out
 }
 
 // StandIn is the one of an address; false if it has none.

@@ -75,6 +75,26 @@ func TestOwnAddressesAreThoseAtWhichServicesAreServed(t *testing.T) {
 	}
 }
 
+// TestAnotherPortAtAnAddressIsNewsForTheHost: it looks at Services only when what it has to know of them is another value.
+func TestAnotherPortAtAnAddressIsNewsForTheHost(t *testing.T) {
+	own := parsed("203.0.113.7")
+	port := func(name string, number uint16) []*flows.ServicePort {
+		return []*flows.ServicePort{{Owner: flows.ServiceOwner("default", name, "80", "tcp"), Protocol: "tcp", Port: number, ClusterIPs: parsed("198.19.0.1"), External: own}}
+	}
+	x := flows.NewServiceIndex(nil)
+	x.Set("default/a", port("a", 80))
+	before := x.Services()
+	x.Set("default/b", port("b", 81))
+	after := x.Services()
+	if before.Host == after.Host || len(before.OwnFrontends(own)) != 1 || len(after.OwnFrontends(own)) != 2 {
+		t.Errorf("%v, then %v", before.OwnFrontends(own), after.OwnFrontends(own))
+	}
+	x.Set("default/b", nil)
+	if got := x.Services().OwnFrontends(own); len(got) != 1 || got[0].At.Port() != 80 {
+		t.Errorf("and then %v", got)
+	}
+}
+
 // TestAHostWhoseAddressesChangeHasTheFlowsOfAFreshStart: whatever addresses come and go, all owners are told whose flows
 // differ.
 func TestAHostWhoseAddressesChangeHasTheFlowsOfAFreshStart(t *testing.T) {

@@ -167,6 +167,12 @@ func TestAServiceAtAnAddressOfTheHostIsServed(t *testing.T) {
 		t.Error(why)
 	}
 
+	// Another Service at the same addresses, by another port.
+	more := service{name: "more", ips: []string{"198.19.0.12", "2001:db8:1919::c"}, port: 82, target: 8080, endpoints: endpoints, spec: externals}
+	labtest.Apply(t, l, more.String())
+	for _, family := range []string{"IPv4", "IPv6"} {
+		ready(t, outside, netip.AddrPortFrom(at(family), 82))
+	}
 	// An address that comes to the host while the Service is there, and leaves it, as keepalived has it.
 	for family, a := range moving {
 		text := fmt.Sprintf("%s/%d", a, a.BitLen())
