@@ -80,8 +80,7 @@ func TestFaults(t *testing.T) {
 		{"etcd is restored to an older state", func(t *testing.T) { restoreEtcd(t, c) }},
 		{"a crowd after all that", func(t *testing.T) {
 			// Sandboxes do fail where a kubelet is up again before the agent is; from now on none may.
-			_, err := c.Kubectl(ctx, "delete", "events", "--all")
-			must(t, err)
+			must(t, c.forgetEvents(ctx))
 			crowd(t, c, 10)
 		}},
 	}

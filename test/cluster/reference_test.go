@@ -46,11 +46,16 @@ func TestPodsByTheHundred(t *testing.T) {
 	must(t, c.Ready(ctx, upTimeout))
 	startWeb(t, c)
 	whole(t, c)
-	_, err = c.Kubectl(ctx, "delete", "events", "--all")
-	must(t, err)
+	must(t, c.forgetEvents(ctx))
 	measured = c.measureStarts(t)
 	crowd(t, c, crowdSize)
 	measured("Twill")
+}
+
+// forgetEvents deletes those of the namespace default in one request; kubectl has one for each, and takes minutes.
+func (c *Cluster) forgetEvents(ctx context.Context) error {
+	_, err := c.Kubectl(ctx, "delete", "--raw", "/api/v1/namespaces/default/events")
+	return err
 }
 
 // startWeb starts the pods of web.yaml, which also warms up what starts pods.
@@ -157,9 +162,7 @@ func (c *Cluster) measureStarts(t *testing.T) func(who string) {
 			before[n.Name+name] = len(read(n, name))
 		}
 	}
-	return func(who string) {
-		t.Helper()
-		var starts, sandboxes []time.Duration
+	measure := func() (starts, sandboxes []time.Duration) {
 		for _, n := range c.Nodes {
 			for _, m := range startedPod.FindAllStringSubmatch(read(n, "kubelet")[before[n.Name+"kubelet"]:], -1) {
 				took, err := time.ParseDuration(m[1])
@@ -177,11 +180,19 @@ func (c *Cluster) measureStarts(t *testing.T) func(who string) {
 				}
 			}
 		}
-		for what, all := range map[string][]time.Duration{"pod start": starts, "sandbox": sandboxes} {
-			if len(all) != crowdSize {
-				t.Errorf("%s: %d measured, want %d", what, len(all), crowdSize)
-				continue
+		return starts, sandboxes
+	}
+	return func(who string) {
+		t.Helper()
+		var starts, sandboxes []time.Duration
+		// A kubelet logs a pod's start after it has reported it, and the Deployment is complete.
+		must(t, Eventually(t.Context(), time.Minute, func(context.Context) error {
+			if starts, sandboxes = measure(); len(starts) != crowdSize || len(sandboxes) != crowdSize {
+				return fmt.Errorf("%s: %d starts of pods and %d of sandboxes measured, want %d", who, len(starts), len(sandboxes), crowdSize)
 			}
+			return nil
+		}))
+		for what, all := range map[string][]time.Duration{"pod start": starts, "sandbox": sandboxes} {
 			slices.Sort(all)
 			t.Logf("%s: %s: p50 %s, p99 %s", who, what, all[len(all)/2].Round(10*time.Millisecond), all[len(all)*99/100].Round(10*time.Millisecond))
 		}
