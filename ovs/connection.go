@@ -10,16 +10,20 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/twill-net/twill/ovs/openflow"
 )
 
 // connection is an OpenFlow connection to a switch that stays open from one bundle to the next. ovs-ofctl makes one for
-// each, after its own start, and the switch answers it in four turns of its main loop; here it is one turn.
+// each, after its own start, and the switch answers it in four turns of its main loop; here it is one turn. When no
+// bundle has come for a while it is closed: ovs-vswitchd looks at every connection in each turn, and on the userspace
+// datapath, where packets wait for those turns, an idle one costs some percent of their round trip.
 type connection struct {
 	mu     sync.Mutex      // held while a bundle is under way
 	life   context.Context // nil: nobody asked for a connection
 	open   *channel        // nil: there is none yet, or it was lost
+	idle   *time.Timer     // closes it
 	bundle uint32          // number of the last bundle
 	xid    uint32          // last transaction number
 }
@@ -29,6 +33,25 @@ func (s *Switch) KeepConnected(ctx context.Context) {
 	s.connection.mu.Lock()
 	defer s.connection.mu.Unlock()
 	s.connection.life = ctx
+}
+
+// idleAfter is how long a connection stays open after a bundle: the next change of many is there by then.
+const idleAfter = 5 * time.Second
+
+// rest closes the connection later, unless another bundle comes. c.mu is held.
+func (c *connection) rest() {
+	if c.idle != nil {
+		c.idle.Stop()
+	}
+	this := c.open
+	c.idle = time.AfterFunc(idleAfter, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.open == this && c.open != nil {
+			c.open.close()
+			c.open = nil
+		}
+	})
 }
 
 // applyDirectly applies a bundle by the connection. done is false when that cannot be: nobody asked for a connection, a
@@ -56,6 +79,7 @@ func (s *Switch) applyDirectly(ctx context.Context, bundle string) (done bool, e
 		c.open = nil
 		return ctx.Err() != nil, ctx.Err()
 	}
+	c.rest()
 	return true, nil
 }
 

@@ -230,6 +230,32 @@ func TestAConnectionEndsWithItsContext(t *testing.T) {
 	expect(t, "runs of ovs-ofctl without a connection", len(x.ran), 1)
 }
 
+func TestAConnectionWithoutBundlesIsClosedAndMadeAgain(t *testing.T) {
+	closed := make(chan error, 2)
+	s, x := fakeSwitch(t, func(c net.Conn) {
+		_, _ = c.Write(hello())
+		done, _ := committed(c)
+		_, _ = c.Write(done)
+		_, _, _, err := receive(c)
+		closed <- err
+	})
+	s.KeepConnected(t.Context())
+	for range 2 {
+		if err := s.Apply(testContext(t), drop); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-closed:
+			if !errors.Is(err, io.EOF) {
+				t.Errorf("the switch reads %v", err)
+			}
+		case <-time.After(4 * idleAfter):
+			t.Fatal("the connection is still open")
+		}
+	}
+	expect(t, "ovs-ofctl", x.ran, []string(nil))
+}
+
 func TestASwitchThatSpeaksOtherwiseIsForOVSOFCtl(t *testing.T) {
 	for name, serve := range map[string]func(c net.Conn){
 		"another version": func(c net.Conn) { _, _ = c.Write([]byte{4, 0, 0, 8, 0, 0, 0, 0}) },
