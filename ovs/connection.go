@@ -47,8 +47,8 @@ func (c *connection) rest() {
 	c.idle = time.AfterFunc(idleAfter, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.open == this && c.open != nil {
-			c.open.close()
+		if c.open == this {
+			this.close()
 			c.open = nil
 		}
 	})
@@ -147,10 +147,11 @@ func (c *channel) greet(in io.Reader) error {
 	return err
 }
 
-// read takes what the switch sends until the connection ends. Of errors the first is kept: what follows it says that
-// the bundle failed.
+// read takes what the switch sends until the connection ends, and then gives back what it held. Of errors the first is
+// kept: what follows it says that the bundle failed.
 func (c *channel) read(in io.Reader) {
 	defer close(c.answers)
+	defer c.close()
 	for {
 		kind, xid, body, err := receive(in)
 		if err != nil {

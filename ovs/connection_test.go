@@ -96,6 +96,7 @@ func TestAConnectionIsMadeAgainWhenTheDaemonComesBack(t *testing.T) {
 	if err := s.Apply(ctx, one); err != nil {
 		t.Fatal(err)
 	}
+	first := s.connection.open
 	if err := o.KillDaemon(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +107,9 @@ func TestAConnectionIsMadeAgainWhenTheDaemonComesBack(t *testing.T) {
 	s.exec = without{System(), "bundle"}
 	if err := s.Apply(ctx, one); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := first.conn.Write(hello()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the connection of before still has its descriptor: %v", err)
 	}
 }
 
@@ -157,6 +161,17 @@ func committed(c net.Conn) ([]byte, error) {
 	return openflow.Message(openflow.TypeBundleControl, xid, body), nil
 }
 
+// servesOne is a switch that takes one bundle of a connection, and then tells how that ended.
+func servesOne(closed chan<- error) func(c net.Conn) {
+	return func(c net.Conn) {
+		_, _ = c.Write(hello())
+		done, _ := committed(c)
+		_, _ = c.Write(done)
+		_, _, _, err := receive(c)
+		closed <- err
+	}
+}
+
 func TestAConnectionShowsThatItLives(t *testing.T) {
 	said := make(chan []byte, 1)
 	s, x := fakeSwitch(t, func(c net.Conn) {
@@ -203,13 +218,7 @@ func TestASwitchThatDoesNotAnswerIsWaitedForAsLongAsTheCallerWants(t *testing.T)
 
 func TestAConnectionEndsWithItsContext(t *testing.T) {
 	closed := make(chan error, 1)
-	s, x := fakeSwitch(t, func(c net.Conn) {
-		_, _ = c.Write(hello())
-		done, _ := committed(c)
-		_, _ = c.Write(done)
-		_, _, _, err := receive(c)
-		closed <- err
-	})
+	s, x := fakeSwitch(t, servesOne(closed))
 	ctx, cancel := context.WithCancel(t.Context())
 	s.KeepConnected(ctx)
 	if err := s.Apply(testContext(t), drop); err != nil {
@@ -232,13 +241,7 @@ func TestAConnectionEndsWithItsContext(t *testing.T) {
 
 func TestAConnectionWithoutBundlesIsClosedAndMadeAgain(t *testing.T) {
 	closed := make(chan error, 2)
-	s, x := fakeSwitch(t, func(c net.Conn) {
-		_, _ = c.Write(hello())
-		done, _ := committed(c)
-		_, _ = c.Write(done)
-		_, _, _, err := receive(c)
-		closed <- err
-	})
+	s, x := fakeSwitch(t, servesOne(closed))
 	s.KeepConnected(t.Context())
 	for range 2 {
 		if err := s.Apply(testContext(t), drop); err != nil {
