@@ -92,8 +92,9 @@ func (p *plumbing) servedHere(local []netip.Addr) (said []string) {
 		return nil
 	}
 	was, is := s.Own(p.local), s.Own(local)
+	standIns := flows.StandIns(is)
 	for _, a := range is {
-		switch _, served := flows.StandIns(is)[a]; {
+		switch _, served := standIns[a]; {
 		case slices.Contains(was, a):
 		case served:
 			said = append(said, fmt.Sprintf("%s, at which a Service is served, is an address of this host", a))
