@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -166,5 +167,19 @@ func Eventually(t *testing.T, within time.Duration, what string, wrong func() er
 			t.Fatalf("%s: not within %s: %v", what, within, last)
 		}
 		<-tick.C
+	}
+}
+
+// Accept serves each connection to a listener beside the others, until the listener is closed.
+func Accept(l net.Listener, serve func(c net.Conn)) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			serve(c)
+		}()
 	}
 }

@@ -17,13 +17,7 @@ import (
 // nobody reaches them.
 func TestAnEndpointThatAPolicySelectsReachesOthersByTheirServices(t *testing.T) {
 	l := up(t, 2)
-	pods, err := l.AddPods(t.Context(), []lab.Pod{
-		{Namespace: "shop", Name: "client", Node: "node-1", Labels: map[string]string{"app": "client"}},
-		{Namespace: "shop", Name: "near", Node: "node-1"}, {Namespace: "shop", Name: "far", Node: "node-2"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	pods := clientNearFar(t, l)
 	pods = append(pods, lab.Pod{Namespace: "shop", Name: "beyond", NetNS: labtest.OutsideNS(l), Addresses: []netip.Addr{lab.Outside4(), lab.Outside6()}})
 	manifest := ""
 	for i, p := range pods {

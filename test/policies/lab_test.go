@@ -38,6 +38,19 @@ func within[T any](path string, f func() (T, error)) (v T, err error) {
 	return v, err
 }
 
+// clientNearFar attaches three pods: one that policies can select as app=client, one on its node and one on another.
+func clientNearFar(t *testing.T, l *lab.Lab) []lab.Pod {
+	t.Helper()
+	pods, err := l.AddPods(t.Context(), []lab.Pod{
+		{Namespace: "shop", Name: "client", Node: "node-1", Labels: map[string]string{"app": "client"}},
+		{Namespace: "shop", Name: "near", Node: "node-1"}, {Namespace: "shop", Name: "far", Node: "node-2"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pods
+}
+
 // serve echoes on TCP and UDP ports of a pod until the test ends.
 func serve(t *testing.T, p lab.Pod, ports ...int) {
 	t.Helper()
@@ -47,27 +60,18 @@ func serve(t *testing.T, p lab.Pod, ports ...int) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { l.Close() })
-		go func() {
+		go labtest.Accept(l, func(c net.Conn) {
+			b := make([]byte, 16)
 			for {
-				c, err := l.Accept()
+				n, err := c.Read(b)
 				if err != nil {
 					return
 				}
-				go func() {
-					defer c.Close()
-					b := make([]byte, 16)
-					for {
-						n, err := c.Read(b)
-						if err != nil {
-							return
-						}
-						if _, err := c.Write(b[:n]); err != nil {
-							return
-						}
-					}
-				}()
+				if _, err := c.Write(b[:n]); err != nil {
+					return
+				}
 			}
-		}()
+		})
 		u, err := within(p.NetNS, func() (net.PacketConn, error) { return net.ListenPacket("udp", fmt.Sprintf(":%d", port)) })
 		if err != nil {
 			t.Fatal(err)

@@ -119,13 +119,7 @@ spec:
 // may ask. The same server may not reach it by a packet of its own.
 func TestAnErrorAboutAnAllowedConnectionPasses(t *testing.T) {
 	l := up(t, 2)
-	pods, err := l.AddPods(t.Context(), []lab.Pod{
-		{Namespace: "shop", Name: "client", Node: "node-1", Labels: map[string]string{"app": "client"}},
-		{Namespace: "shop", Name: "near", Node: "node-1"}, {Namespace: "shop", Name: "far", Node: "node-2"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	pods := clientNearFar(t, l)
 	client := pods[0]
 	serve(t, client, 90)
 	defer labtest.Apply(t, l, `

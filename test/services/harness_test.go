@@ -49,25 +49,16 @@ func serve(t *testing.T, ns, name string, port uint16) {
 		t.Fatalf("%s cannot listen: %v", name, err)
 	}
 	t.Cleanup(func() { l.Close(); u.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
+	go labtest.Accept(l, func(c net.Conn) {
+		seen := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+		for b := make([]byte, 64); ; {
+			c.SetDeadline(time.Now().Add(time.Minute))
+			if _, err := c.Read(b); err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				seen := c.RemoteAddr().(*net.TCPAddr).AddrPort()
-				for b := make([]byte, 64); ; {
-					c.SetDeadline(time.Now().Add(time.Minute))
-					if _, err := c.Read(b); err != nil {
-						return
-					}
-					fmt.Fprintf(c, "%s %s", name, netip.AddrPortFrom(seen.Addr().Unmap(), seen.Port()))
-				}
-			}()
+			fmt.Fprintf(c, "%s %s", name, netip.AddrPortFrom(seen.Addr().Unmap(), seen.Port()))
 		}
-	}()
+	})
 	go func() {
 		b := make([]byte, 64)
 		for {

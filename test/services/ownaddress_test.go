@@ -215,20 +215,11 @@ func serveTCP(t *testing.T, ns string, port uint16) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				if _, err := c.Read(make([]byte, 64)); err == nil {
-					fmt.Fprintf(c, "node-1 %s", c.RemoteAddr())
-				}
-			}()
+	go labtest.Accept(l, func(c net.Conn) {
+		if _, err := c.Read(make([]byte, 64)); err == nil {
+			fmt.Fprintf(c, "node-1 %s", c.RemoteAddr())
 		}
-	}()
+	})
 }
 
 func serveUDP(t *testing.T, ns string, at netip.AddrPort) {

@@ -35,22 +35,13 @@ func newBackend(t *testing.T, p lab.Pod, port uint16) *backend {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.tcp.Close(); u.Close() })
-	go func() {
-		for {
-			c, err := b.tcp.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				buf := make([]byte, 64)
-				c.SetDeadline(time.Now().Add(patience))
-				if n, err := c.Read(buf); err == nil {
-					_, _ = c.Write(buf[:n])
-				}
-			}()
+	go labtest.Accept(b.tcp, func(c net.Conn) {
+		buf := make([]byte, 64)
+		c.SetDeadline(time.Now().Add(patience))
+		if n, err := c.Read(buf); err == nil {
+			_, _ = c.Write(buf[:n])
 		}
-	}()
+	})
 	go func() {
 		buf := make([]byte, 64)
 		for {
