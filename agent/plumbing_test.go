@@ -28,6 +28,7 @@ func (l *madeLinks) AddVeth(_ context.Context, v host.Veth, there func()) error 
 	return nil
 }
 func (l *madeLinks) DeleteVeth(string) error        { return nil }
+func (l *madeLinks) Seal(...string) error           { return nil }
 func (l *madeLinks) CheckVeth(host.Veth) []string   { return nil }
 func (l *madeLinks) Veths(string) ([]string, error) { return slices.Clone(l.names), nil }
 

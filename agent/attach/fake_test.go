@@ -36,7 +36,9 @@ type node struct {
 	mu    sync.Mutex
 	rows  map[string]ovs.Port
 	links map[string]host.Veth
-	flows map[flows.Owner][]flows.Attachment
+	// sealed are the host ends of the last call of Seal.
+	sealed []string
+	flows  map[flows.Owner][]flows.Attachment
 	// number is the OpenFlow number that ovs-vswitchd gives a port; nil means the requested one.
 	number func(ovs.Port) int
 	down   error // of OVSDB
@@ -196,6 +198,13 @@ func (n *node) Veths(prefix string) ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+func (n *node) Seal(hosts ...string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sealed = hosts
+	return nil
 }
 
 // errKilled is what a dead agent's calls return; they have no effect.
@@ -373,6 +382,7 @@ func (a mortalLinks) DeleteVeth(name string) error {
 
 func (a mortalLinks) CheckVeth(v host.Veth) []string        { return a.links.CheckVeth(v) }
 func (a mortalLinks) Veths(prefix string) ([]string, error) { return a.links.Veths(prefix) }
+func (a mortalLinks) Seal(hosts ...string) error            { return a.links.Seal(hosts...) }
 
 // add attaches and must succeed.
 func (a *agent) add(t testing.TB, req *cni.Request) *cni.Result {

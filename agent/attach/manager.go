@@ -32,6 +32,7 @@ type Links interface {
 	DeleteVeth(host string) error
 	CheckVeth(v host.Veth) []string
 	Veths(prefix string) ([]string, error)
+	Seal(hosts ...string) error
 }
 
 // Flows is the agent's loop: Apply returns once the bridge holds what the World now compiles to for

@@ -24,7 +24,8 @@ func (m *Manager) GC(ctx context.Context, req *cni.Request) error {
 }
 
 // Adopt looks at what is there when the agent starts, before any command: ports whose device is gone
-// (after a reboot), and host ends without a row, are removed; everything else is taken over as it is.
+// (after a reboot), and host ends without a row, are removed; everything else is taken over as it is, but for
+// host ends that an older version has left open toward the host.
 func (m *Manager) Adopt(ctx context.Context) (adopted, removed int, err error) {
 	links, err := m.cfg.Links.Veths(LinkPrefix)
 	if err != nil {
@@ -41,8 +42,9 @@ func (m *Manager) Adopt(ctx context.Context) (adopted, removed int, err error) {
 		return !known || !slices.Contains(links, name)
 	})
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.held), removed, err
+	held := slices.Sorted(maps.Keys(m.held))
+	m.mu.Unlock()
+	return len(held), removed, errors.Join(err, m.cfg.Links.Seal(held...))
 }
 
 // sweeping is one sweep. It spares what any command is, or was, under way for since it began: the list that

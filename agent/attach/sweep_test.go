@@ -181,6 +181,7 @@ func TestARestartTakesEverythingOverAsItIs(t *testing.T) {
 	expect(t, "adopted, removed", fmt.Sprint(adopted, removed), "2 0")
 	expect(t, "the node", n.dump(), before)
 	expect(t, "steps", b.trail(), "")
+	expect(t, "host ends that are sealed", len(n.sealed), 2)
 	if err := b.Check(t.Context(), withPrevious(t, pod(1), r), n.netns); err != nil {
 		t.Errorf("CHECK: %v", err)
 	}

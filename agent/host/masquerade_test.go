@@ -23,7 +23,8 @@ func newRoutedPod(t *testing.T) (pod, outside ns.NetNS, table NFTables) {
 	v := podVeth(pod)
 	v.Host, v.RouterMAC = g.Link, g.MAC
 	must(t, AddVeth(t.Context(), v, nil))
-	// Its host end stands for the gateway here, which has addresses.
+	// Its host end stands for the gateway here, which has addresses and is no host end.
+	must(t, netlink.LinkSetGroup(linkOf(t, v.Host), 0))
 	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+v.Host+"/disable_ipv6", []byte("0"), 0))
 	g.RouterMAC = v.MAC
 	ensure(t, g)

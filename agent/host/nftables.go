@@ -24,6 +24,7 @@ const injected = "injected-tunnel-packets"
 //	             host has translated to a pod of the node, such as a hostPort, come back to it
 //	prerouting,  tunnel packets between nodes are kept out of connection tracking: one entry for each
 //	output       source port would fill the table, and nothing ever asks for them
+//	prerouting   nothing comes in by the host end of a pod, see podGroup
 //	input,       a tunnel packet that comes from a pod is dropped and counted: it would carry whatever
 //	forward      source its sender likes into the network of another pod
 type NFTables struct {
@@ -98,6 +99,8 @@ const (
 const kubeProxyMark = "0x4000"
 
 func (n NFTables) rules() (all []nftRule) {
+	all = append(all, nftRule{"prerouting", fmt.Sprintf("iifgroup { %d, %d } drop", podGroup, leavingGroup),
+		"what a pod sends is for the bridge alone"})
 	for _, cidr := range n.PodCIDRs {
 		f, to, other := nftFamilyOf(cidr.Addr()), TranslatedIPv4, ""
 		if cidr.Addr().Is6() {

@@ -152,7 +152,7 @@ func (p *pair) Close() {
 // made tells whether it did; false with a nil error adopts a pair that is there.
 func (v Veth) create(p *pair) (made bool, err error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = v.Host, v.MTU
+	attrs.Name, attrs.MTU, attrs.Group = v.Host, v.MTU, podGroup
 	link := netlink.NewVeth(attrs)
 	link.PeerName, link.PeerHardwareAddr, link.PeerMTU = v.IfName, v.MAC, uint32(v.MTU)
 	link.PeerNamespace = netlink.NsFd(p.netns.Fd())

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -61,14 +62,15 @@ func (v Veth) configurePod(p *pair) error {
 			return err
 		}
 	}
-	for _, r := range v.routes() {
-		if err := r.put(p.pod, link.Attrs().Index, unix.RTPROT_BOOT); err != nil {
-			return fmt.Errorf("add route %s: %w", r, err)
-		}
-	}
+	// Before there is a route to them: nobody ever has to ask for them.
 	for _, gw := range v.Gateways {
 		if err := p.pod.NeighSet(neighbour{gw, v.RouterMAC}.request(link.Attrs().Index)); err != nil {
 			return fmt.Errorf("set the neighbour entry of gateway %s: %w", gw, err)
+		}
+	}
+	for _, r := range v.routes() {
+		if err := r.put(p.pod, link.Attrs().Index, unix.RTPROT_BOOT); err != nil {
+			return fmt.Errorf("add route %s: %w", r, err)
 		}
 	}
 	return nil
@@ -82,6 +84,9 @@ func (v Veth) configureHost(h *netlink.Handle) error {
 	}
 	if err := v.withoutIPv6(h, link); err != nil {
 		return fmt.Errorf("host end %s: keep IPv6 link-local addresses away: %w", v.Host, err)
+	}
+	if err := seal(h, link, v.ProcSys); err != nil {
+		return fmt.Errorf("host end %s: %w", v.Host, err)
 	}
 	if link.Attrs().MTU != v.MTU {
 		if err := h.LinkSetMTU(link, v.MTU); err != nil {
@@ -172,6 +177,9 @@ func (v Veth) checkHost(h *netlink.Handle, inside netlink.Link) (wrong []string)
 	}
 	if attrs.Flags&net.FlagUp == 0 {
 		wrong = append(wrong, fmt.Sprintf("host end %s is down", v.Host))
+	}
+	if !slices.Contains(podGroups(), attrs.Group) {
+		wrong = append(wrong, fmt.Sprintf("host end %s is in link group %d, not %d", v.Host, attrs.Group, podGroup))
 	}
 	if attrs.MTU != v.MTU {
 		wrong = append(wrong, fmt.Sprintf("host end %s has an MTU of %d, not %d", v.Host, attrs.MTU, v.MTU))
