@@ -150,12 +150,15 @@ func (n *Names) policyActionWords(a Action) (words string, ok bool) {
 			if strings.Contains(a.Arg, "commit") {
 				return "remember the connection", true
 			}
-			return fmt.Sprintf("look the connection up, continue at %s", EgressAdmin), true
+			return fmt.Sprintf("look the connection up, continue at %s", Sender), true
 		}
 	case "set_field":
 		value, field, _ := strings.Cut(a.Arg, "->")
 		switch {
 		case field == fromSubject || field == toSubject:
+			if value == "0" {
+				return "no policy of its own has a say", true
+			}
 			return "have its policies looked at", true
 		case field == toPeer:
 			return "know the destination as " + n.policy.identity(value), true

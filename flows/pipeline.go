@@ -56,8 +56,9 @@ const (
 	Route      Table = 60
 	ToNode     Table = 65
 	// Tables of policies, see policy.go.
-	Isolate       Table = 68
-	Identify      Table = 69
+	Isolate       Table = 67
+	Identify      Table = 68
+	Sender        Table = 69
 	EgressAdmin   Table = 70
 	EgressPolicy  Table = 71
 	IngressAdmin  Table = 72
@@ -76,7 +77,7 @@ const (
 func Tables() []Table {
 	return []Table{
 		Classify, Guard, Return, Returned, Conntrack, Direct, Service, Sticky, Pick, AtEndpoint, Route, ToNode,
-		Isolate, Identify, EgressAdmin, EgressPolicy, IngressAdmin, IngressPolicy, Commit,
+		Isolate, Identify, Sender, EgressAdmin, EgressPolicy, IngressAdmin, IngressPolicy, Commit,
 		Hide, Reply, Neighbour, Advertise, Output,
 	}
 }
@@ -116,6 +117,8 @@ func (t Table) String() string {
 		return "isolation"
 	case Identify:
 		return "identity"
+	case Sender:
+		return "sender"
 	case EgressAdmin:
 		return "egress-admin"
 	case EgressPolicy:
@@ -203,6 +206,7 @@ const (
 	DropDeniedIngress Reason = "ingress-denied"
 	DropDeniedEgress  Reason = "egress-denied"
 	DropClosed        Reason = "closed"
+	DropSenderGone    Reason = "sender-gone"
 )
 
 // Sentence says in words why a packet was dropped for this reason.
@@ -256,6 +260,8 @@ func (r Reason) Sentence() string {
 		return "a rule of a ClusterNetworkPolicy denies it"
 	case DropClosed:
 		return "the pod is closed: its labels or a policy that selects it could not be read"
+	case DropSenderGone:
+		return "the pod that sent it has left this node, and its policies with it"
 	}
 	return string(r)
 }

@@ -31,7 +31,7 @@ func TestPacketsMoveOnlyForward(t *testing.T) {
 // about goes on.
 func TestEveryTableEndsInACountedDrop(t *testing.T) {
 	goOn := []flows.Table{
-		flows.ToNode, flows.Isolate, flows.EgressAdmin, flows.EgressPolicy, flows.IngressAdmin, flows.IngressPolicy, flows.Commit,
+		flows.ToNode, flows.Isolate, flows.Sender, flows.EgressAdmin, flows.EgressPolicy, flows.IngressAdmin, flows.IngressPolicy, flows.Commit,
 	}
 	for _, s := range scenarios(t) {
 		used, ends := map[flows.Table]bool{}, map[flows.Table]string{}
@@ -59,7 +59,7 @@ func TestEveryTableEndsInACountedDrop(t *testing.T) {
 		}
 		want := len(flows.Tables()) - 1 // packets fill the table sticky themselves
 		if s.world.Services == nil {
-			want = 14
+			want = 15
 		}
 		if len(used) != want {
 			t.Errorf("%s: %d tables are used, want %d", s.name, len(used), want)
@@ -102,9 +102,9 @@ func TestTheNumberOfFlowsIsASumOverPodsAndNodes(t *testing.T) {
 		v4, v6                bool
 		pod, peer, everything int
 	}{
-		{"IPv4", true, false, 6, 3, 75},
-		{"IPv6", false, true, 5, 3, 75},
-		{"dual stack", true, true, 9, 5, 81},
+		{"IPv4", true, false, 7, 3, 77},
+		{"IPv6", false, true, 6, 3, 77},
+		{"dual stack", true, true, 10, 5, 83},
 	} {
 		count := func(pods, peers int) int {
 			return desired(t, sized(c.v4, c.v6, pods, peers)).Len()
@@ -136,8 +136,8 @@ func TestAPodWithSeveralAddressesOfOneFamilyAsksForNoFlowTwice(t *testing.T) {
 		}
 		seen[f.Key()] = true
 	}
-	if len(fs) != 15 {
-		t.Errorf("%d flows, want 3 for the pod, 4 for each IPv4 and 2 for each IPv6 address", len(fs))
+	if len(fs) != 16 {
+		t.Errorf("%d flows, want 4 for the pod, 4 for each IPv4 and 2 for each IPv6 address", len(fs))
 	}
 }
 

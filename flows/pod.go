@@ -16,12 +16,14 @@ func podFlows(w *World, a Attachment) []Flow {
 	own := match(in, ethSrc(a.MAC))
 
 	isolation := w.isolation(a)
-	enter := Actions{set(fromPod, "reg0")}
+	enter, identity := Actions{set(fromPod, "reg0")}, "0"
 	if isolation != nil {
-		enter = append(enter, set(fmt.Sprintf("%#x", isolation.Identity|tracked), fromSubject))
+		identity = fmt.Sprintf("%#x", isolation.Identity|tracked)
+		enter = append(enter, set(identity, fromSubject))
 		p.isolationFlows(w, a, isolation)
 	}
 	p.add(Classify, 100, in, append(enter, gotoTable(Guard))...)
+	p.add(Sender, 100, in, set(identity, fromSubject), gotoTable(EgressAdmin))
 
 	var next Actions
 	if a.MTU > w.MTU {

@@ -25,10 +25,15 @@ func (p *builder) policyFlows(w *World) {
 	for _, f := range []Match{ipv4(), ipv6()} {
 		p.add(Isolate, 20, match(f, field(toSubject, isTracked)), gotoTable(Identify))
 		p.add(Isolate, 20, match(f, field(fromSubject, isTracked)), gotoTable(Identify))
-		p.add(Identify, 10, f, ct("table=%d,zone=%d", EgressAdmin, PolicyZone))
+		p.add(Identify, 10, f, ct("table=%d,zone=%d", Sender, PolicyZone))
 	}
 	p.add(Isolate, 0, nil, past)
 	p.drop(Identify, 0, nil, DropNotIP)
+
+	// A packet that comes back from conntrack was classified by an earlier table, by a datapath flow that may not have
+	// been looked at since. What is not known of its sender any more must not make it free.
+	p.drop(Sender, 10, field(fromSubject, isTracked), DropSenderGone)
+	p.add(Sender, 0, nil, gotoTable(EgressAdmin))
 
 	p.drop(EgressAdmin, prioReply+5, field("ct_state", "+inv+trk"), DropInvalid)
 	p.add(EgressAdmin, prioReply, field("ct_state", "+rel+trk"), past)
@@ -188,7 +193,7 @@ func peerPolicyFlows(key string, x *Peer) []Flow {
 			p.add(Isolate, 30, match(ipSrc(host(a)), field(toSubject, isTracked)), set(identity, fromPeer), gotoTable(Identify))
 		}
 		if x.Destination {
-			p.add(Identify, 20, ipDst(host(a)), set(identity, toPeer), ct("table=%d,zone=%d", EgressAdmin, PolicyZone))
+			p.add(Identify, 20, ipDst(host(a)), set(identity, toPeer), ct("table=%d,zone=%d", Sender, PolicyZone))
 		}
 	}
 	return p.flows

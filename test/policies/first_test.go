@@ -30,10 +30,10 @@ func attempts(t *testing.T) int {
 	return n
 }
 
-// TestTheFirstPacketOfAPodIsBlocked has pods that send to a forbidden server from the moment their network namespace
-// has an interface with an address, before ADD returns. The server counts what arrives. Pods that nothing forbids show that
-// the server does hear first packets.
-func TestTheFirstPacketOfAPodIsBlocked(t *testing.T) {
+// TestTheFirstAndTheLastPacketOfAPodAreBlocked has pods that send to a forbidden server from the moment their network
+// namespace has an interface with an address, before ADD returns, until DEL has taken it away. The server counts what
+// arrives. Pods that nothing forbids show that the server does hear first packets.
+func TestTheFirstAndTheLastPacketOfAPodAreBlocked(t *testing.T) {
 	l := up(t, 1)
 	server, err := l.AddPod(t.Context(), lab.Pod{Namespace: "shop", Name: "server", Labels: map[string]string{"app": "server"}})
 	if err != nil {
@@ -101,17 +101,17 @@ spec:
 					_, _ = within(p.NetNS, func() (int, error) { return send(a, word) })
 				}
 			}
-			stop()
-			sender.Wait()
 			if err == nil {
 				if err := l.RemovePod(t.Context(), p.String()); err != nil {
 					t.Error(err)
 				}
 			}
+			stop()
+			sender.Wait()
 		})
 	}
 	wg.Wait()
-	t.Logf("%d pods, %d packets sent before and after ADD returned; %d forbidden ones arrived, %d allowed ones", n, sent.Load(), forbidden.Load(), allowed.Load())
+	t.Logf("%d pods, %d packets sent from before ADD returned until DEL did; %d forbidden ones arrived, %d allowed ones", n, sent.Load(), forbidden.Load(), allowed.Load())
 	if forbidden.Load() > 0 {
 		t.Errorf("%d packets of forbidden pods arrived", forbidden.Load())
 	}
