@@ -26,7 +26,7 @@ func TestTraceFollowsServicesAndPolicies(t *testing.T) {
 		says, through string
 	}{
 		{"a Service by its name", inspect.Question{From: "default/web-0", To: "service/default/web", Endpoint: "198.18.1.4:8080"}, inspect.Delivered, "default/old",
-			"forwarded to pod default/old (endpoint 2 of 3, 33 % of new connections)", "classify guard return conntrack service route isolation identity egress-admin egress ingress-admin ingress commit masquerade reply output"},
+			"forwarded to pod default/old (endpoint 2 of 3, 33 % of new connections)", "classify guard return conntrack service route isolation identity sender egress-admin egress ingress-admin ingress commit masquerade reply output"},
 		{"an endpoint elsewhere", inspect.Question{From: "default/web-0", To: "198.19.0.10", Proto: "tcp", Port: 80, Endpoint: "198.18.2.9:8080"}, inspect.Tunnelled, "beta", "endpoint 3 of 3", ""},
 		{"a pod that is its own endpoint", inspect.Question{From: "default/web-0", To: "service/default/web:http", Endpoint: "198.18.1.2:8080"}, inspect.Delivered, "default/web-0", "forwarded back to pod default/web-0", ""},
 		{"a node port", inspect.Question{From: "host", To: "198.51.100.1", Source: "203.0.113.9", Proto: "tcp", Port: 30080, Endpoint: "198.18.1.2:8080"}, inspect.Delivered, "default/web-0", "endpoint 1 of 3", ""},

@@ -55,7 +55,7 @@ func mutate(r *rand.Rand, f flows.Flow) mutation {
 			g.Match = slices.Delete(g.Match, i, i+1)
 		}
 		if slices.ContainsFunc(f.Actions, func(a flows.Action) bool {
-			return a.Verb == "move" || a.Verb == "dec_ttl" || strings.Contains(a.Arg, "nd_")
+			return a.Verb == "move" || a.Verb == "dec_ttl" || a.Verb == "ct" || strings.Contains(a.Arg, "nd_")
 		}) {
 			g.Actions = nil // they need what the match no longer says
 		}

@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -63,14 +65,59 @@ func pings(t *testing.T, l *lab.Lab, from lab.Pod, to netip.Addr, flags ...strin
 	return fmt.Sprintf("ping from %s to %s: exit code %d\n%s%s", from, to, out.Code, out.Stdout, out.Stderr)
 }
 
-// mustPing wants one packet to arrive and be answered, in every family that both have.
+// mustPing wants one packet to arrive and be answered, in every family that both have. A packet that Open vSwitch itself
+// took out of its tunnel is sent once more, see strays.
 func mustPing(t *testing.T, l *lab.Lab, from, to lab.Pod) {
 	t.Helper()
 	for _, family := range families(l) {
-		if lost := pings(t, l, from, labtest.Of(family, to.Addresses)); lost != "" {
+		before := strays(t, l)
+		lost := pings(t, l, from, labtest.Of(family, to.Addresses))
+		if now := strays(t, l); lost != "" && now > before {
+			t.Logf("%s\n%d packets of the tunnel went to the host in place of the bridge; once more", lost, now-before)
+			lost = pings(t, l, from, labtest.Of(family, to.Addresses))
+		}
+		if lost != "" {
 			t.Error(lost)
 		}
 	}
+}
+
+// strays counts the UDP packets at the nodes' hosts for ports at which nobody listens. A packet of the tunnel is among them
+// when userspace Open vSwitch 3.1 does not know its own tunnel for a moment: it forgets all routes and the addresses of
+// tunnels when a link of the host changes, and a pod is a link, before it reads them anew; a revalidator that looks
+// meanwhile leads the tunnel's packets to the host, until it looks again (docs/operations.md). Tunnels of the kernel's
+// datapath are not Open vSwitch's to know, and there nothing is excused.
+func strays(t *testing.T, l *lab.Lab) (n int) {
+	t.Helper()
+	if l.Datapath != "netdev" {
+		return 0
+	}
+	for _, node := range l.Nodes() {
+		var text []byte
+		if err := lab.Inside(labtest.NodeNS(t, l, node.Name), func() (err error) {
+			text, err = os.ReadFile("/proc/thread-self/net/snmp")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		// Udp: InDatagrams NoPorts …, names in the first line and values in the second.
+		lines := slices.Collect(strings.Lines(string(text)))
+		i := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, "Udp: ") })
+		if i < 0 || i+1 >= len(lines) {
+			t.Fatalf("no counters of UDP in\n%s", text)
+		}
+		at := slices.Index(strings.Fields(lines[i]), "NoPorts")
+		values := strings.Fields(lines[i+1])
+		if at < 0 || at >= len(values) {
+			t.Fatalf("no NoPorts in\n%s", text)
+		}
+		v, err := strconv.Atoi(values[at])
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += v
+	}
+	return n
 }
 
 // statusOf asks a node's agent; a status that is not ready is no error.
