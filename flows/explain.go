@@ -146,7 +146,7 @@ func (n *Names) setWords(t Table, value, field string) string {
 	case "reg0":
 		return map[string]string{
 			fromPod: "mark as sent by a pod", fromTunnel: "mark as sent by a node", fromGateway: "mark as sent by the host",
-			toPod: "", toTunnel: "", toGateway: "", // reg1 says it
+			toPod: "", toTunnel: "", toGateway: "", nodeBits: "", // reg1 says it
 			serviceBits: "mark as for a Service", returnBits: "mark as awaited by the host", hairpinBits: "mark to go back by the port it came from",
 		}[value]
 	case "reg1":
@@ -242,8 +242,10 @@ func registerWords(value string) string {
 		return "larger than the MTU"
 	case noService:
 		return "for no Service"
-	case toTunnelOnly:
-		return "for another node"
+	case toPodsAway:
+		return "for pods of another node"
+	case nodeFromPod:
+		return "sent by a pod to another node itself"
 	case servedPod:
 		return "of a pod for a Service"
 	case servedHost:

@@ -43,7 +43,11 @@ func peerFlows(w *World, peer Node) ([]Flow, error) {
 		p.add(Route, prioPeer, ipDst(c), append(slices.Clone(send), gotoTable(Isolate))...)
 	}
 	for _, a := range peer.Addresses {
-		p.add(Route, prioAddress, ipDst(host(a)), append(slices.Clone(send), gotoTable(ToNode))...)
+		toNode := slices.Clone(send)
+		if w.Services != nil {
+			toNode = append(toNode, set(nodeBits, "reg0"))
+		}
+		p.add(Route, prioAddress, ipDst(host(a)), append(toNode, gotoTable(ToNode))...)
 	}
 	if w.Services != nil {
 		p.hidePeer(w, peer)

@@ -36,13 +36,15 @@ const (
 
 // Bits of reg0 for Services.
 const (
-	serviceBits  = "0x1000/0x1000" // the packet has been translated to an endpoint
-	returnBits   = "0x2000/0x2000" // its masquerade has been undone, and the host waits for it
-	stickyBits   = "0x4000/0x4000" // an endpoint was remembered
-	hairpinBits  = "0x8000/0x8000" // it goes back by the port that it came from
-	noService    = "0/0x1000"
-	toTunnelOnly = "0x20/0x20"
+	nodeBits    = "0x400/0x400"   // it goes to another node itself, which may wait for it as the client of a node port
+	serviceBits = "0x1000/0x1000" // the packet has been translated to an endpoint
+	returnBits  = "0x2000/0x2000" // its masquerade has been undone, and the host waits for it
+	stickyBits  = "0x4000/0x4000" // an endpoint was remembered
+	hairpinBits = "0x8000/0x8000" // it goes back by the port that it came from
+	noService   = "0/0x1000"
+	toPodsAway  = "0x20/0x420"
 
+	nodeFromPod     = "0x421/0x421"
 	servedPod       = "0x1001/0x1001"
 	servedHost      = "0x1004/0x1004"
 	servedHostLoop  = "0x1044/0x1044"
@@ -143,7 +145,7 @@ func (p *builder) serviceFlows(w *World) {
 	p.add(Hide, 300, reg0(noService), gotoTable(Reply))
 	p.add(Hide, 0, nil, gotoTable(Reply))
 
-	p.add(Reply, 200, reg0(toTunnelOnly), gotoTable(Output))
+	p.add(Reply, 200, reg0(toPodsAway), gotoTable(Output))
 	for _, typ := range []int{3, 11, 12} { // unreachable, time exceeded, parameter problem: RFC 792
 		p.add(Reply, 50, Match{{"icmp", ""}, {"icmp_type", fmt.Sprint(typ)}}, conntrack(ZoneService, Output))
 	}
@@ -152,6 +154,10 @@ func (p *builder) serviceFlows(w *World) {
 	}
 	p.add(Reply, 0, nil, gotoTable(Output))
 
+	for _, r := range standInRanges() {
+		// What answers another node from a stand-in goes by the host, which puts its own address back.
+		p.add(Output, 320, match(reg0(nodeFromPod), ipSrc(r)), setMAC(GatewayMAC(), "eth_dst"), output(GatewayPort))
+	}
 	p.add(Output, 310, reg0(servedHostLoop), backToSender())
 	p.add(Output, 310, reg0(returnLoop), backToSender())
 	for _, f := range []Match{ipv4(), ipv6()} {
@@ -191,11 +197,8 @@ func (p *builder) masqueradeFlows(w *World) {
 	}
 }
 
-// hidePeer hides clients of the host that are reached through the tunnel.
+// hidePeer hides pods of a peer that come by way of the host. The peer itself is seen: answers to it go by the host.
 func (p *builder) hidePeer(w *World, peer Node) {
-	for _, a := range peer.Addresses {
-		p.hideRange(w, host(a))
-	}
 	for _, c := range peer.PodCIDRs {
 		p.hideRange(w, c)
 	}

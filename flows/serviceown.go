@@ -20,6 +20,11 @@ const (
 // MostOwn is how many addresses of one family have a stand-in.
 const MostOwn = 128
 
+// standInRanges hold all addresses by which a bridge knows what its host has translated, that for node ports included.
+func standInRanges() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("169.254.77.0/24"), netip.MustParsePrefix("fd77:7769:6c6c::/112")}
+}
+
 // OwnRange is the range of a family.
 func OwnRange(v4 bool) netip.Prefix {
 	if v4 {

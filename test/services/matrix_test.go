@@ -53,8 +53,8 @@ process of node-1 → external address, Cluster: far sees gateway of node-1; nea
 process of node-1 → external address, Local: far sees gateway of node-1; near sees gateway of node-1
 process of node-3 → ClusterIP, Cluster: far sees gateway of node-3; near sees gateway of node-3
 process of node-3 → ClusterIP, Local: nobody
-process of node-3 → node port of node-1, Cluster: far sees masquerade of node-1; near sees masquerade of node-1
-process of node-3 → node port of node-1, Local: near sees masquerade of node-1
+process of node-3 → node port of node-1, Cluster: far sees masquerade of node-1; near sees node-3
+process of node-3 → node port of node-1, Local: near sees node-3
 process of node-3 → load balancer, Cluster: far sees gateway of node-3; near sees gateway of node-3
 process of node-3 → load balancer, Local: far sees gateway of node-3; near sees gateway of node-3
 process of node-3 → external address, Cluster: far sees gateway of node-3; near sees gateway of node-3
