@@ -64,8 +64,8 @@ func TestNodesAreFollowedAsTheyComeAndChangeAndGo(t *testing.T) {
 	ghost := nodeObject(t, "ghost", "2026-01-03T00:00:00Z", []string{"198.18.50.0/24", `"2001:db8:42:50::/64"`}, []string{"198.51.100.50", "2001:db8:100::50"})
 	apply(t, l, ghost)
 	eventually(t, 5*time.Second, "flows for the new node", func() string {
-		if n := statusOf(t, l, "node-1").Flows - before; n != 7 { // to come in, two podCIDRs, two addresses, and for Services what these send by way of a host
-			return fmt.Sprintf("%d flows more, want 7", n)
+		if n := statusOf(t, l, "node-1").Flows - before; n != 5 { // to come in, two podCIDRs, two addresses
+			return fmt.Sprintf("%d flows more, want 5", n)
 		}
 		return ""
 	})

@@ -24,8 +24,8 @@ host outside → balancer: far sees masquerade of node-1; near sees host outside
 process of node-1 → node-1, Cluster: far sees masquerade of node-1; near sees node-1
 process of node-1 → node-1, Local: far sees masquerade of node-1; near sees node-1
 process of node-1 → balancer: nobody
-process of node-2 → node-1, Cluster: far sees masquerade of node-1; near sees masquerade of node-1
-process of node-2 → node-1, Local: near sees masquerade of node-1
+process of node-2 → node-1, Cluster: far sees masquerade of node-1; near sees node-2
+process of node-2 → node-1, Local: near sees node-2
 process of node-2 → balancer: far sees gateway of node-2; near sees gateway of node-2
 pod on node-1 → node-1, Cluster: far sees pod on node-1; near sees pod on node-1
 pod on node-1 → node-1, Local: far sees pod on node-1; near sees pod on node-1
