@@ -88,8 +88,7 @@ func (c *cutter) look(ctx context.Context) (cut int, err error) {
 
 // cutOnce judges the connections that there are now.
 func cutOnce(ctx context.Context, d *ovs.Daemon, judge *flows.Judge) (cut int, err error) {
-	zone := fmt.Sprintf("zone=%d", flows.PolicyZone)
-	text, err := d.Call(ctx, "dpctl/dump-conntrack", zone)
+	text, err := d.Call(ctx, "dpctl/dump-conntrack", fmt.Sprintf("zone=%d", flows.PolicyZone))
 	if err != nil {
 		return 0, err
 	}
@@ -98,7 +97,7 @@ func cutOnce(ctx context.Context, d *ovs.Daemon, judge *flows.Judge) (cut int, e
 		if !ok || judge.Decide(e.tuple).Allowed {
 			continue
 		}
-		if _, err := d.Call(ctx, "dpctl/flush-conntrack", zone, e.selector()); err != nil {
+		if err := d.ForgetConnection(ctx, flows.PolicyZone, e.selector()); err != nil {
 			return cut, err
 		}
 		cut++

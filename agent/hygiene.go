@@ -227,18 +227,16 @@ func forget(ctx context.Context, d *ovs.Daemon, x flows.Connection, list []entry
 		})
 	}
 	for _, e := range list {
-		if _, err := d.Call(ctx, "dpctl/flush-conntrack", serviceZone(), e.selector()); err != nil {
+		if err := d.ForgetConnection(ctx, flows.ZoneService, e.selector()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func serviceZone() string { return fmt.Sprintf("zone=%d", flows.ZoneService) }
-
 // each calls f for every connection of the zone.
 func (h *hygiene) each(ctx context.Context, d *ovs.Daemon, f func(entry, flows.Connection)) error {
-	text, err := d.Call(ctx, "dpctl/dump-conntrack", serviceZone())
+	text, err := d.Call(ctx, "dpctl/dump-conntrack", fmt.Sprintf("zone=%d", flows.ZoneService))
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // Connections selects entries of the connection tracker.
@@ -21,6 +22,16 @@ type Connections struct {
 func (d *Daemon) FlushConntrack(ctx context.Context, c Connections) error {
 	_, err := d.Call(ctx, "dpctl/flush-conntrack", fmt.Sprintf("zone=%d", c.Zone),
 		tuple("dst", c.To, c.Protocol), tuple("src", c.From, c.Protocol))
+	return err
+}
+
+// ForgetConnection forgets the one connection of a zone that has this tuple, in the words of dpctl/flush-conntrack. One that
+// has ended since it was seen is forgotten already: no error.
+func (d *Daemon) ForgetConnection(ctx context.Context, zone uint16, tuple string) error {
+	_, err := d.Call(ctx, "dpctl/flush-conntrack", fmt.Sprintf("zone=%d", zone), tuple)
+	if err != nil && strings.Contains(err.Error(), "(No such file or directory)") { // ENOENT, as ovs-vswitchd words it
+		return nil
+	}
 	return err
 }
 

@@ -75,6 +75,24 @@ flow add cookie=0x8,table=10,ct_state=+new+trk,ip actions=drop`); err != nil {
 	expectError(t, err, "ofproto/trace", "br-none")
 }
 
+func TestAConnectionThatHasEndedIsForgottenAlready(t *testing.T) {
+	o, _ := bridged(t)
+	ctx := testContext(t)
+	d, err := DialDaemon(ctx, o.RunDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	const ended = "ct_nw_src=198.51.100.1,ct_nw_dst=198.51.100.2,ct_nw_proto=6,ct_tp_src=40000,ct_tp_dst=80"
+	if _, err := d.Call(ctx, "dpctl/flush-conntrack", "zone=7", ended); err == nil {
+		t.Error("ovs-vswitchd does not mind any more: the test shows nothing")
+	}
+	if err := d.ForgetConnection(ctx, 7, ended); err != nil {
+		t.Error(err)
+	}
+	expectError(t, d.ForgetConnection(ctx, 7, "ct_nw_proto=nonsense"), "dpctl/flush-conntrack")
+}
+
 func TestDoneIsClosedWhenTheDaemonDies(t *testing.T) {
 	o, _ := start(t)
 	ctx := testContext(t)
