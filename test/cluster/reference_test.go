@@ -185,16 +185,17 @@ func (c *Cluster) measureStarts(t *testing.T) func(who string) {
 	return func(who string) {
 		t.Helper()
 		var starts, sandboxes []time.Duration
-		// A kubelet logs a pod's start after it has reported it, and the Deployment is complete.
+		// A kubelet logs a pod's start after it has reported it, and the Deployment is complete; of one in some fifty it
+		// logs none, so the figures are of those that it has.
 		must(t, Eventually(t.Context(), time.Minute, func(context.Context) error {
-			if starts, sandboxes = measure(); len(starts) != crowdSize || len(sandboxes) != crowdSize {
+			if starts, sandboxes = measure(); len(starts) < crowdSize*95/100 || len(sandboxes) != crowdSize {
 				return fmt.Errorf("%s: %d starts of pods and %d of sandboxes measured, want %d", who, len(starts), len(sandboxes), crowdSize)
 			}
 			return nil
 		}))
 		for what, all := range map[string][]time.Duration{"pod start": starts, "sandbox": sandboxes} {
 			slices.Sort(all)
-			t.Logf("%s: %s: p50 %s, p99 %s", who, what, all[len(all)/2].Round(10*time.Millisecond), all[len(all)*99/100].Round(10*time.Millisecond))
+			t.Logf("%s: %s, %d measured: p50 %s, p99 %s", who, what, len(all), all[len(all)/2].Round(10*time.Millisecond), all[len(all)*99/100].Round(10*time.Millisecond))
 		}
 	}
 }
