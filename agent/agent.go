@@ -37,6 +37,7 @@ type Agent struct {
 	denials  *denials
 	peers    *peers
 	services *services
+	rounds   *rounds
 	hygiene  *hygiene
 	healths  *healthPorts
 	health   *health
@@ -79,6 +80,7 @@ func (a *Agent) build(ctx context.Context) error {
 	}
 	sw := ovs.NewSwitch(a.cfg.Bridge, a.cfg.OVSRunDir, ovs.System())
 	sw.KeepConnected(ctx)
+	a.rounds = &rounds{wake: func() { a.loop.kick("affinity") }}
 	a.services = newServices(a.cfg.ServiceProxy == "on", a.source, a.set.serviceCIDRs)
 	prober, err := host.NewProber(a.log)
 	if err != nil {

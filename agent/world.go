@@ -107,6 +107,7 @@ func (a *Agent) world() (*flows.World, error) {
 		return nil, err
 	}
 	if w.Services != nil {
+		w.Round = a.rounds.now(w.Services, time.Now())
 		w.Lingering = a.services.lingering.addresses()
 		w.Own = w.Services.Own(a.plumbing.addresses())
 	}

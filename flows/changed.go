@@ -65,6 +65,9 @@ func changedServices(before, after *World, nodes map[netip.Addr]bool) (out []Own
 	if now == nil {
 		return nil // so was old: sameBase
 	}
+	if before.Round != after.Round {
+		out = append(out, AffinityOwner)
+	}
 	for a := range nodes {
 		if now.Serves(a) {
 			out = append(out, AddressOwner(a))

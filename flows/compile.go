@@ -36,6 +36,7 @@ func (w *World) Owners() []Owner {
 		out = append(out, o)
 	}
 	if s := w.Services; s != nil {
+		out = append(out, AffinityOwner)
 		for o := range s.Ports.All() {
 			out = append(out, Owner(o))
 		}
@@ -71,6 +72,8 @@ func Compile(w *World, o Owner) ([]Flow, error) {
 			out = append(out, podFlows(w, a)...)
 		}
 		return out, nil
+	case string(AffinityOwner):
+		return affinityFlows(w), nil
 	case "service":
 		if w.Services == nil || w.Services.Port(o) == nil {
 			return nil, nil

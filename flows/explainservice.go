@@ -44,6 +44,8 @@ func (n *Names) rememberedWords(value, field string) string {
 		return "the client had the endpoint " + n.Address(fromHex(value, 16).String())
 	case "reg4":
 		return "at port " + decimal(value)
+	case affinityRound:
+		return "nothing is remembered, choose as in round " + decimal(value)
 	case "reg0":
 		if value == stickyBits {
 			return "" // the other words say it

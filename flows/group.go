@@ -20,9 +20,9 @@ const (
 	// DPHash chooses by a hash that the datapath makes of the connection. The megaflows are as many as
 	// there are parts, not as there are connections.
 	DPHash Method = "dp_hash"
-	// HashIPv4 and HashIPv6 choose by the address of the client alone.
-	HashIPv4 Method = "hash,fields=ip_src"
-	HashIPv6 Method = "hash,fields=ipv6_src"
+	// HashIPv4 and HashIPv6 choose by the address of the client and the round of affinity.
+	HashIPv4 Method = "hash,fields(" + affinityRound + ",ip_src)"
+	HashIPv6 Method = "hash,fields(" + affinityRound + ",ipv6_src)"
 )
 
 // Group is one select group and the object it exists for.
@@ -54,8 +54,8 @@ func (g *Group) String() string {
 	return b.String()
 }
 
-// command is the group as a line of a bundle takes it: other than it prints them, ovs-ofctl wants the
-// fields of a selection method in parentheses.
+// command is the group as a line of a bundle takes it: ovs-ofctl wants the fields of a selection method in parentheses,
+// and prints a single one without.
 func (g *Group) command() string {
 	s := g.String()
 	if method, fields, ok := strings.Cut(string(g.Method), ",fields="); ok {

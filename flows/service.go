@@ -56,6 +56,7 @@ type Services struct {
 	addresses, endpoints *Shards[netip.Addr]
 	// frontends are the owners of the ports that are served at each, sorted, by its text.
 	frontends *Shards[[]Owner]
+	shortest  int // see ShortestAffinity
 }
 
 // Port is the one of an owner, nil if there is none.

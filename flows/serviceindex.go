@@ -22,6 +22,7 @@ type ServiceIndex struct {
 	nodePorts                      tally[NodePort]
 	unserved, externals            tally[Frontend]
 	frontends                      tally[servedAt]
+	affinities                     tally[int]
 	spans                          spans // of ClusterIPs in no range
 
 	out *Services
@@ -38,7 +39,7 @@ func NewServiceIndex(cidrs []netip.Prefix) *ServiceIndex {
 	return &ServiceIndex{
 		ports: map[Owner]*ServicePort{}, of: map[string][]*ServicePort{}, numbers: newNumbering(maxGroupID), changed: map[Owner]bool{},
 		addresses: newTally[netip.Addr](), endpoints: newTally[netip.Addr](), external: newTally[netip.Addr](),
-		nodePorts: newTally[NodePort](), unserved: newTally[Frontend](), externals: newTally[Frontend](), frontends: newTally[servedAt](),
+		nodePorts: newTally[NodePort](), unserved: newTally[Frontend](), externals: newTally[Frontend](), frontends: newTally[servedAt](), affinities: newTally[int](),
 		spans: spans{of: map[netip.Prefix]*span{}, touched: map[netip.Prefix]bool{}},
 		out: &Services{
 			Ports: &Shards[*ServicePort]{}, CIDRs: cidrs, addresses: &Shards[netip.Addr]{}, endpoints: &Shards[netip.Addr]{}, frontends: &Shards[[]Owner]{},
@@ -115,6 +116,9 @@ func (x *ServiceIndex) replace(old, now *ServicePort) {
 
 // count adds a port to all that is counted, or takes it away.
 func (x *ServiceIndex) count(p *ServicePort, by int) {
+	if p.Affinity > 0 {
+		x.affinities.add(p.Affinity, by)
+	}
 	for _, a := range p.ClusterIPs {
 		x.addresses.add(a, by)
 		if !slices.ContainsFunc(x.out.CIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
@@ -158,7 +162,9 @@ func (x *ServiceIndex) Services() *Services {
 		endpoints: publish(before.endpoints, netip.Addr.String, func(a netip.Addr) bool { return x.endpoints.has(a) && !x.addresses.has(a) },
 			x.endpoints.touched, x.addresses.touched),
 		addresses: publish(before.addresses, netip.Addr.String, x.addresses.has, x.addresses.touched),
+		shortest:  x.shortestAffinity(),
 	}
+	clear(x.affinities.touched)
 	clear(x.changed)
 	clear(x.addresses.touched)
 	clear(x.endpoints.touched)

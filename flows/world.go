@@ -30,6 +30,8 @@ type World struct {
 	// Lingering are addresses that are endpoints of no Service any more while connections through one still lead
 	// there: their answers have to be translated as before.
 	Lingering map[netip.Addr]bool
+	// Round is that of session affinity: who has no endpoint in one round may get another in the next.
+	Round uint32 `json:",omitempty"`
 	// Own are addresses of this host itself at which Services are served, see Services.Own. Sorted.
 	Own []netip.Addr `json:",omitempty"`
 	// Pods are the attachments of this node by owner. One owner has several entries while an old

@@ -341,6 +341,9 @@ func (r recovery) services(objects *source.Manifests) {
 	answers := map[netip.Addr]bool{}
 	for _, f := range r.installed {
 		on = on || flows.Table(f.Table) == flows.Conntrack
+		if round, ok := flows.RoundOf(flows.Table(f.Table), f.Actions); ok {
+			r.world.Round = round
+		}
 		m := flows.ParseMatch(f.Text)
 		for _, field := range []string{"nw_dst", "ipv6_dst"} {
 			v, _ := m.Get(field)

@@ -18,7 +18,7 @@ const (
 
 // groupAddOrMod is a select group:
 //
-//	group_id=N,type=select,selection_method=METHOD[,fields(FIELD)],bucket=bucket_id:N,weight:N,actions=…[,bucket=…]
+//	group_id=N,type=select,selection_method=METHOD[,fields(FIELD[,FIELD])],bucket=bucket_id:N,weight:N,actions=…[,bucket=…]
 func groupAddOrMod(text string) ([]byte, error) {
 	head, rest, _ := strings.Cut(text, ",bucket=")
 	var id uint32
@@ -103,15 +103,18 @@ func bucket(text string) ([]byte, error) {
 // maxMethod is the longest name of a selection method, in bytes.
 const maxMethod = 15
 
-// selectionMethod is the property of a group that names its method, with the field that it hashes if there is one.
+// selectionMethod is the property of a group that names its method, with the fields that it hashes, if any, in the order in which Open vSwitch prints them.
 func selectionMethod(method, by string) ([]byte, error) {
 	b := binary.BigEndian.AppendUint32([]byte{0xff, 0xff, 0, 0}, vendorNetron)
 	b = append(b, 0, 0, 0, 1, 0, 0, 0, 0)
 	name := make([]byte, maxMethod+1)
 	copy(name, method)
 	b = append(append(b, name...), make([]byte, 8)...) // no parameter
-	if by != "" {
-		f, err := lookUp(by)
+	for name := range strings.SplitSeq(by, ",") {
+		if name == "" {
+			continue
+		}
+		f, err := lookUp(name)
 		if err != nil {
 			return nil, err
 		}

@@ -196,6 +196,45 @@ func TestAffinityHoldsForAHundredConnectionsAtOnceUntilItsEndpointGoesOrItExpire
 	})
 }
 
+// TestAClientIsChosenForAnewOnceItsAffinityHasExpired: as Kubernetes' own test wants it, a client does not come back to the
+// same endpoint for ever.
+func TestAClientIsChosenForAnewOnceItsAffinityHasExpired(t *testing.T) {
+	l := labtest.Up(t, lab.Options{Nodes: 1})
+	pods := addPods(t, l, "client@node-1", "a@node-1", "b@node-1", "c@node-1", "d@node-1")
+	s := service{name: "web", ips: []string{"198.19.0.10", "2001:db8:1919::a"}, port: 80, target: 8080, spec: "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 1}}\n"}
+	for _, n := range []string{"a", "b", "c", "d"} {
+		serve(t, pods[n].NetNS, n, 8080)
+		s.endpoints = append(s.endpoints, pods[n])
+	}
+	labtest.Apply(t, l, s.String())
+	client := pods["client"].NetNS
+	for _, family := range []string{"IPv4", "IPv6"} {
+		ready(t, client, s.vip(family))
+		seen := map[string]bool{}
+		// By chance alone twenty rounds come to one endpoint once in 10¹¹ runs.
+		for range 20 {
+			labtest.Eventually(t, 2*patience, "the affinity expires", func() error {
+				if text := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", "table=42"); strings.Contains(text, "hard_timeout") {
+					return fmt.Errorf("still there:\n%s", text)
+				}
+				return nil
+			})
+			// A client that comes at that very moment may still meet the datapath flow of before, and stay.
+			labtest.OnNode(t, l, "node-1", "ovs-appctl", "revalidator/wait")
+			a, err := talk(client, "tcp", s.vip(family))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if seen[a.server] = true; len(seen) > 1 {
+				break
+			}
+		}
+		if len(seen) < 2 {
+			t.Errorf("%s: twenty times %v, each after the affinity had expired", family, seen)
+		}
+	}
+}
+
 func TestDatagramsLeaveAnEndpointThatIsGoneAndConnectionsToOthersStay(t *testing.T) {
 	l := labtest.Up(t, lab.Options{Nodes: 2})
 	pods := addPods(t, l, "client@node-1", "near@node-1", "far@node-2")
