@@ -15,7 +15,7 @@ import (
 // TestDatagramsLargerThanThePathArrive sends datagrams in fragments to a pod, to a Service and to a pod that a policy lets them
 // reach by their port. Only the first fragment has a port. The kernel's datapath looks at the whole that conntrack has put
 // together; the userspace datapath hands on fragments behind conntrack, and there the latter two do not work
-// (docs/pipeline.md, known limits), so on that only the first is sent.
+// (docs/pipeline.md, "Known limit: fragments"), so on that only the first is sent.
 func TestDatagramsLargerThanThePathArrive(t *testing.T) {
 	l := labtest.Up(t, lab.Options{Nodes: 2})
 	client, near, far := addPod(t, l, "client@node-1"), addPod(t, l, "near@node-1"), addPod(t, l, "far@node-2")
