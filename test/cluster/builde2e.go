@@ -30,8 +30,9 @@ func BuildE2E(ctx context.Context, checkout string, log func(string, ...any)) (P
 	})
 }
 
-// BuildAgnhost makes the image of agnhost in dir: the program, and the tools that the tests call beside it.
-func (p Programs) BuildAgnhost(ctx context.Context, checkout, dir string) (archive string, err error) {
+// BuildAgnhost makes the image of agnhost in dir: the program, and what the tests call beside it: tools, and the DNS
+// server of the cluster's programs.
+func (p Programs) BuildAgnhost(ctx context.Context, checkout string, cluster Programs, dir string) (archive string, err error) {
 	cache, err := Cache()
 	if err != nil {
 		return "", err
@@ -54,6 +55,7 @@ func (p Programs) BuildAgnhost(ctx context.Context, checkout, dir string) (archi
 	}
 	certificates := filepath.Join(source, "test/images/agnhost/porter")
 	if err := errors.Join(
+		copyFile(cluster.path("coredns"), filepath.Join(root, "coredns")),
 		copyFile(p.path("agnhost"), filepath.Join(root, "agnhost")), os.Symlink("agnhost", filepath.Join(root, "agnhost-2")),
 		copyFile(filepath.Join(certificates, "localhost.crt"), filepath.Join(root, "localhost.crt")),
 		copyFile(filepath.Join(certificates, "localhost.key"), filepath.Join(root, "localhost.key")),
