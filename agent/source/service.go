@@ -15,8 +15,8 @@ import (
 // ServiceObject is what Twill reads of a Service, checked.
 type ServiceObject struct {
 	Namespace, Name, UID string
-	// ClusterIPs are empty for a Service that is not to be served: headless, ExternalName, or of another
-	// proxy (label service.kubernetes.io/service-proxy-name).
+	// ClusterIPs are empty for a Service that is not to be served: headless, ExternalName, or by its labels (see
+	// notForProxies).
 	ClusterIPs, LoadBalancer, External []netip.Addr
 	SourceRanges                       []netip.Prefix
 	InternalLocal, ExternalLocal       bool
@@ -57,6 +57,10 @@ type SliceEndpoint struct {
 // labelProxyName is the label by which a Service chooses another proxy (KEP-2447).
 const labelProxyName = "service.kubernetes.io/service-proxy-name"
 
+// notForProxies are the labels by which a Service says that it is not for this proxy, whatever their value, as kube-proxy
+// reads them: another serves it, or it is to be taken as headless though it has a ClusterIP.
+func notForProxies() []string { return []string{labelProxyName, corev1.IsHeadlessService} }
+
 func keepMeta(m metav1.ObjectMeta, labels ...string) metav1.ObjectMeta {
 	kept := metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion}
 	for _, l := range labels {
@@ -74,7 +78,7 @@ func stripService(o object) object {
 	s := o.(*corev1.Service)
 	spec := s.Spec
 	spec.Selector = nil
-	return &corev1.Service{ObjectMeta: keepMeta(s.ObjectMeta, labelProxyName), Spec: spec,
+	return &corev1.Service{ObjectMeta: keepMeta(s.ObjectMeta, notForProxies()...), Spec: spec,
 		Status: corev1.ServiceStatus{LoadBalancer: s.Status.LoadBalancer}}
 }
 
@@ -98,8 +102,13 @@ func (f *faults) add(format string, args ...any) {
 func convertService(o object) (any, []Problem) {
 	s := o.(*corev1.Service)
 	out := &ServiceObject{Namespace: s.Namespace, Name: s.Name, UID: string(s.UID)}
-	if s.Spec.Type == corev1.ServiceTypeExternalName || s.Spec.ClusterIP == corev1.ClusterIPNone || s.Labels[labelProxyName] != "" {
+	if s.Spec.Type == corev1.ServiceTypeExternalName || s.Spec.ClusterIP == corev1.ClusterIPNone {
 		return out, nil
+	}
+	for _, l := range notForProxies() {
+		if _, there := s.Labels[l]; there {
+			return out, nil
+		}
 	}
 	var f faults
 	ips := s.Spec.ClusterIPs
