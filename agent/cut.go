@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"iter"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -88,13 +89,12 @@ func (c *cutter) look(ctx context.Context) (cut int, err error) {
 
 // cutOnce judges the connections that there are now.
 func cutOnce(ctx context.Context, d *ovs.Daemon, judge *flows.Judge) (cut int, err error) {
-	text, err := d.Call(ctx, "dpctl/dump-conntrack", fmt.Sprintf("zone=%d", flows.PolicyZone))
+	entries, err := entriesOf(ctx, d, flows.PolicyZone)
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(text) {
-		e, ok := parseEntry(line)
-		if !ok || judge.Decide(e.tuple).Allowed {
+	for e := range entries {
+		if judge.Decide(e.tuple).Allowed {
 			continue
 		}
 		if err := d.ForgetConnection(ctx, flows.PolicyZone, e.selector()); err != nil {
@@ -111,6 +111,21 @@ type entry struct {
 	protocol string
 	fields   map[string]string
 	reply    map[string]string // of the direction of answers
+}
+
+// entriesOf are the connections of a zone that there are now.
+func entriesOf(ctx context.Context, d *ovs.Daemon, zone uint16) (iter.Seq[entry], error) {
+	text, err := d.Call(ctx, "dpctl/dump-conntrack", fmt.Sprintf("zone=%d", zone))
+	if err != nil {
+		return nil, err
+	}
+	return func(yield func(entry) bool) {
+		for line := range strings.Lines(text) {
+			if e, ok := parseEntry(line); ok && !yield(e) {
+				return
+			}
+		}
+	}, nil
 }
 
 // parseEntry reads "tcp,orig=(src=…,dst=…,sport=…,dport=…),reply=(…),…"; of ICMP it has id, type and code.

@@ -3,10 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -236,15 +234,13 @@ func forget(ctx context.Context, d *ovs.Daemon, x flows.Connection, list []entry
 
 // each calls f for every connection of the zone.
 func (h *hygiene) each(ctx context.Context, d *ovs.Daemon, f func(entry, flows.Connection)) error {
-	text, err := d.Call(ctx, "dpctl/dump-conntrack", fmt.Sprintf("zone=%d", flows.ZoneService))
+	entries, err := entriesOf(ctx, d, flows.ZoneService)
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(text) {
-		if e, ok := parseEntry(line); ok {
-			if x, ok := e.connection(); ok {
-				f(e, x)
-			}
+	for e := range entries {
+		if x, ok := e.connection(); ok {
+			f(e, x)
 		}
 	}
 	return nil

@@ -9,16 +9,25 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/twill-net/twill/test/ovsd"
 )
+
+// dialed is a connection to the ovs-vswitchd of a test.
+func dialed(t *testing.T, o *ovsd.OVS) *Daemon {
+	t.Helper()
+	d, err := DialDaemon(testContext(t), o.RunDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Close)
+	return d
+}
 
 func TestCallAnswersAndRefuses(t *testing.T) {
 	o, _ := bridged(t)
 	ctx := testContext(t)
-	d, err := DialDaemon(ctx, o.RunDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
+	d := dialed(t, o)
 	version, err := d.Call(ctx, "version")
 	if err != nil || !strings.HasPrefix(version, "ovs-vswitchd (Open vSwitch) ") {
 		t.Errorf("version is %q, %v", version, err)
@@ -35,11 +44,7 @@ func TestCallAnswersAndRefuses(t *testing.T) {
 func TestManyCallsAtOnceGetTheirOwnAnswers(t *testing.T) {
 	o, _ := bridged(t)
 	ctx := testContext(t)
-	d, err := DialDaemon(ctx, o.RunDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
+	d := dialed(t, o)
 	var wg sync.WaitGroup
 	for n := range 50 {
 		wg.Go(func() {
@@ -59,11 +64,7 @@ func TestTraceTakesOptionsBehindTheFlow(t *testing.T) {
 flow add cookie=0x8,table=10,ct_state=+new+trk,ip actions=drop`); err != nil {
 		t.Fatal(err)
 	}
-	d, err := DialDaemon(ctx, o.RunDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
+	d := dialed(t, o)
 	out, err := d.Trace(ctx, "br-twill", "in_port=32769,icmp,nw_src=198.51.100.1", "--ct-next", "trk,new")
 	if err != nil {
 		t.Fatal(err)
@@ -78,11 +79,7 @@ flow add cookie=0x8,table=10,ct_state=+new+trk,ip actions=drop`); err != nil {
 func TestAConnectionThatHasEndedIsForgottenAlready(t *testing.T) {
 	o, _ := bridged(t)
 	ctx := testContext(t)
-	d, err := DialDaemon(ctx, o.RunDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
+	d := dialed(t, o)
 	const ended = "ct_nw_src=198.51.100.1,ct_nw_dst=198.51.100.2,ct_nw_proto=6,ct_tp_src=40000,ct_tp_dst=80"
 	if _, err := d.Call(ctx, "dpctl/flush-conntrack", "zone=7", ended); err == nil {
 		t.Error("ovs-vswitchd does not mind any more: the test shows nothing")
@@ -96,11 +93,7 @@ func TestAConnectionThatHasEndedIsForgottenAlready(t *testing.T) {
 func TestDoneIsClosedWhenTheDaemonDies(t *testing.T) {
 	o, _ := start(t)
 	ctx := testContext(t)
-	d, err := DialDaemon(ctx, o.RunDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
+	d := dialed(t, o)
 	select {
 	case <-d.Done():
 		t.Fatal("done while it lives")
@@ -114,7 +107,7 @@ func TestDoneIsClosedWhenTheDaemonDies(t *testing.T) {
 	case <-ctx.Done():
 		t.Fatal("not done")
 	}
-	_, err = d.Call(ctx, "version")
+	_, err := d.Call(ctx, "version")
 	expectError(t, err, "the connection was lost")
 	_, err = DialDaemon(ctx, o.RunDir())
 	expectError(t, err, "ovs-vswitchd: dial unix "+o.RunDir(), "connection refused", "is ovs-vswitchd running")

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -178,7 +177,7 @@ func (v Veth) checkHost(h *netlink.Handle, inside netlink.Link) (wrong []string)
 	if attrs.Flags&net.FlagUp == 0 {
 		wrong = append(wrong, fmt.Sprintf("host end %s is down", v.Host))
 	}
-	if !slices.Contains(podGroups(), attrs.Group) {
+	if attrs.Group != podGroup && attrs.Group != leavingGroup {
 		wrong = append(wrong, fmt.Sprintf("host end %s is in link group %d, not %d", v.Host, attrs.Group, podGroup))
 	}
 	if attrs.MTU != v.MTU {

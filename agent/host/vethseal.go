@@ -18,9 +18,6 @@ import (
 // podGroup is the link group (ip-link(8)) of all host ends. Any number would do that nobody else uses.
 const podGroup = 0x7477_706f
 
-// podGroups are the groups that host ends can be in.
-func podGroups() []uint32 { return []uint32{podGroup, leavingGroup} }
-
 // Seal seals host ends that are there already. A missing one is no error.
 func (l *Links) Seal(hosts ...string) error {
 	h, err := routeSocket()

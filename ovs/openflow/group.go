@@ -103,7 +103,8 @@ func bucket(text string) ([]byte, error) {
 // maxMethod is the longest name of a selection method, in bytes.
 const maxMethod = 15
 
-// selectionMethod is the property of a group that names its method, with the fields that it hashes, if any, in the order in which Open vSwitch prints them.
+// selectionMethod is the property of a group that names its method, with the fields that it hashes, if any, in the order in which
+// Open vSwitch prints them.
 func selectionMethod(method, by string) ([]byte, error) {
 	b := binary.BigEndian.AppendUint32([]byte{0xff, 0xff, 0, 0}, vendorNetron)
 	b = append(b, 0, 0, 0, 1, 0, 0, 0, 0)

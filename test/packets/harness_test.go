@@ -61,7 +61,10 @@ func pings(t *testing.T, l *lab.Lab, from lab.Pod, to netip.Addr, flags ...strin
 	t.Helper()
 	before := strays(t, l)
 	lost := pingsOnce(t, l, from, to, flags...)
-	if now := strays(t, l); lost != "" && now > before {
+	if lost == "" {
+		return ""
+	}
+	if now := strays(t, l); now > before {
 		t.Logf("%s\n%d packets of the tunnel went to the host in place of the bridge; once more", lost, now-before)
 		lost = pingsOnce(t, l, from, to, flags...)
 	}

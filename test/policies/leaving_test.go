@@ -73,10 +73,10 @@ spec:
 	for _, ufid := range found {
 		ovs("ovs-appctl", "dpctl/del-flow", "ufid:"+ufid)
 	}
+	gone := regexp.MustCompile(`n_packets=[1-9].*reg5=0x80000000/0x80000000 actions=drop`)
 	say("after")
 	labtest.Eventually(t, 10*time.Second, "the packet was dropped, or arrived", func() error {
-		if regexp.MustCompile(`n_packets=[1-9].*reg5=0x80000000/0x80000000 actions=drop`).MatchString(
-			ovs("ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", fmt.Sprintf("table=%d", flows.Sender))) {
+		if gone.MatchString(ovs("ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", fmt.Sprintf("table=%d", flows.Sender))) {
 			return nil
 		}
 		if err := u.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {

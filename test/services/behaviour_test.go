@@ -188,7 +188,13 @@ func TestAffinityHoldsForAHundredConnectionsAtOnceUntilItsEndpointGoesOrItExpire
 			}
 		}
 	}
-	labtest.Eventually(t, 4*patience, "the affinity expires", func() error {
+	expired(t, l, 4*patience)
+}
+
+// expired waits until no endpoint of a client is remembered on node-1.
+func expired(t *testing.T, l *lab.Lab, within time.Duration) {
+	t.Helper()
+	labtest.Eventually(t, within, "the affinity expires", func() error {
 		if text := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", "table=42"); strings.Contains(text, "hard_timeout") {
 			return fmt.Errorf("still there:\n%s", text)
 		}
@@ -213,12 +219,7 @@ func TestAClientIsChosenForAnewOnceItsAffinityHasExpired(t *testing.T) {
 		seen := map[string]bool{}
 		// By chance alone twenty rounds come to one endpoint once in 10¹¹ runs.
 		for range 20 {
-			labtest.Eventually(t, 2*patience, "the affinity expires", func() error {
-				if text := labtest.OnNode(t, l, "node-1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-twill", "table=42"); strings.Contains(text, "hard_timeout") {
-					return fmt.Errorf("still there:\n%s", text)
-				}
-				return nil
-			})
+			expired(t, l, 2*patience)
 			// A client that comes at that very moment may still meet the datapath flow of before, and stay.
 			labtest.OnNode(t, l, "node-1", "ovs-appctl", "revalidator/wait")
 			a, err := talk(client, "tcp", s.vip(family))
