@@ -1,5 +1,5 @@
-// coredns is CoreDNS with the plugins that a cluster's DNS uses, and no others: those of cloud providers would be
-// most of what there is to compile.
+// coredns is CoreDNS with the plugins that a cluster's DNS and Kubernetes' own tests use, and no others: those of cloud
+// providers would be most of what there is to compile.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 	_ "github.com/coredns/coredns/plugin/errors"
 	_ "github.com/coredns/coredns/plugin/forward"
 	_ "github.com/coredns/coredns/plugin/health"
+	_ "github.com/coredns/coredns/plugin/hosts"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
 	_ "github.com/coredns/coredns/plugin/loadbalance"
 	_ "github.com/coredns/coredns/plugin/log"
@@ -22,7 +23,7 @@ import (
 func main() {
 	// The order in which a query passes the plugins: that of CoreDNS's plugin.cfg.
 	dnsserver.Directives = []string{
-		"reload", "health", "ready", "prometheus", "errors", "log", "cache", "loadbalance", "loop", "kubernetes", "forward",
+		"reload", "health", "ready", "prometheus", "errors", "log", "cache", "loadbalance", "hosts", "loop", "kubernetes", "forward",
 	}
 	coremain.Run()
 }
