@@ -61,8 +61,8 @@ cluster: cluster-deps ## A real Kubernetes with Twill on this machine, to look a
 e2e-smoke: cluster-deps ## Install the chart on a real Kubernetes of two nodes and try it; the first time builds Kubernetes
 	CI=true $(GO) test -tags e2e -count=1 -v -run 'TestSmoke|TestTheChart' -timeout 80m ./test/cluster
 
-e2e: cluster-deps ## Kubernetes' own network tests; FOCUS is a regular expression of their names, KUBE_PROXY=1 runs kube-proxy
-	CI=true FOCUS='$(FOCUS)' KUBE_PROXY='$(KUBE_PROXY)' $(GO) test -tags e2e -count=1 -v -run 'TestConformance|TestSkips' -timeout 5h ./test/cluster
+e2e: cluster-deps ## Kubernetes' own network tests; FOCUS is a regular expression of their names, KUBE_PROXY=1 runs kube-proxy, NODES=6 has 6 nodes in 3 zones
+	CI=true FOCUS='$(FOCUS)' SKIP='$(SKIP)' NODES='$(NODES)' KUBE_PROXY='$(KUBE_PROXY)' $(GO) test -tags e2e -count=1 -v -run 'TestConformance|TestSkips' -timeout 5h ./test/cluster
 
 e2e-faults: cluster-deps ## Break daemons, nodes, the API server and etcd under traffic; upgrade and back; a hundred pods; Open vSwitch in pods; Helm 3
 	CI=true $(GO) test -tags e2e -count=1 -v -run 'TestFaults|TestPods|TestHelm3|TestUpgrade|TestOpenVSwitchInPods' -timeout 2h ./test/cluster

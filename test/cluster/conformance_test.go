@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/xml"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -59,9 +61,14 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// upForE2E is a cluster as Kubernetes' tests want it: Twill, DNS, and an API server that reaches pods.
+// upForE2E is a cluster as Kubernetes' tests want it: Twill, DNS, and an API server that reaches pods. It has two
+// nodes, or NODES in the environment.
 func upForE2E(t *testing.T) *Cluster {
 	ctx, root := t.Context(), checkout(t)
+	nodes, err := strconv.Atoi(cmp.Or(os.Getenv("NODES"), "2"))
+	if err != nil {
+		t.Fatalf("NODES in the environment is no number: %v", err)
+	}
 	programs, err := BuildE2E(ctx, root, t.Logf)
 	must(t, err)
 	cluster, err := Build(ctx, root, t.Logf)
@@ -70,7 +77,7 @@ func upForE2E(t *testing.T) *Cluster {
 	must(t, err)
 	injector, err := programs.BuildInjector(t.TempDir())
 	must(t, err)
-	c := up(t, Options{Name: "e2e", Nodes: 2, DualStack: true, Images: []string{agnhost, injector}})
+	c := up(t, Options{Name: "e2e", Nodes: nodes, DualStack: true, Images: []string{agnhost, injector}})
 	for _, n := range c.Nodes {
 		_, err := n.Exec(ctx, "cp", programs.path("portmap"), "/opt/cni/bin/portmap")
 		must(t, err)

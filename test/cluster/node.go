@@ -24,6 +24,9 @@ type Node struct {
 // IP is the node's IPv4 address on the underlay.
 func (n *Node) IP() string { return fmt.Sprintf("198.51.100.%d", 10+n.index) }
 
+// Zone is the node's zone: three take turns.
+func (n *Node) Zone() string { return fmt.Sprint("zone-", n.index%3) }
+
 // IP6 is the node's IPv6 address on the underlay.
 func (n *Node) IP6() string { return fmt.Sprintf("2001:db8:100::%d", 10+n.index) }
 
@@ -255,7 +258,8 @@ enforceNodeAllocatable: [pods]
 		return err
 	}
 	_, err := n.spawn("kubelet", c.Programs.path("kubelet"), "--config", config, "--kubeconfig", c.Kubeconfig(n.Name),
-		"--hostname-override", n.Name, "--node-ip", c.families(n.IP(), n.IP6()), "--root-dir", "/var/lib/kubelet", "--v", "2")
+		"--hostname-override", n.Name, "--node-ip", c.families(n.IP(), n.IP6()), "--root-dir", "/var/lib/kubelet", "--v", "2",
+		"--node-labels", "topology.kubernetes.io/zone="+n.Zone())
 	return err
 }
 
