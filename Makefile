@@ -39,8 +39,8 @@ bench: deps build ## Benchmarks, each beside a baseline; docs/benchmarks.md has 
 	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 60m ./...
 	$(GO) run ./test/bench
 
-kernel: build ## The lab tests on the kernel datapath, in a virtual machine with a stock kernel; RUN=regexp selects
-	@test/kernel/run.sh '$(RUN)'
+kernel: build ## Lab tests on the kernel datapath, in a virtual machine with a stock kernel; RUN=regexp selects, PKG='packets services policies' says which
+	@test/kernel/run.sh '$(PKG)' '$(RUN)'
 
 fuzz: ## Fuzz every parser for FUZZTIME (30s) each
 	@for p in $$($(GO) list ./...); do \

@@ -13,6 +13,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Package is a Debian package, as it went into a tree.
@@ -111,24 +113,41 @@ func (d Debian) download(ctx context.Context, names []string) ([]string, error) 
 		}
 		return files, missing
 	}
+	// One at a time, so that the index is renewed and a package is brought once; a download becomes visible when it is whole.
+	held, err := lock(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer held.Close()
 	files, missing := find()
 	if len(missing) == 0 {
 		return files, nil
 	}
+	fresh, err := os.MkdirTemp(dir, ".download-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(fresh)
 	args := []string{"apt-get", "-q"}
 	if d.Arch != runtime.GOARCH { // an index of its own: the machine's need not know of the architecture
 		args = append(args, "-o", "APT::Architecture="+d.Arch, "-o", "APT::Architectures="+d.Arch,
 			"-o", "Dir::State::Lists="+dir+"/lists", "-o", "Dir::State::Status=/dev/null", "-o", "APT::Sandbox::User=root")
 	}
 	get := func() error {
-		_, err := tool(ctx, dir, slices.Concat(args, []string{"download"}, missing)...)
+		_, err := tool(ctx, fresh, slices.Concat(args, []string{"download"}, missing)...)
 		return err
 	}
 	if err := get(); err != nil { // the index is missing or old
-		if _, err := tool(ctx, dir, append(args, "update")...); err != nil {
+		if _, err := tool(ctx, fresh, append(args, "update")...); err != nil {
 			return nil, err
 		}
 		if err := get(); err != nil {
+			return nil, err
+		}
+	}
+	brought, _ := filepath.Glob(filepath.Join(fresh, "*.deb"))
+	for _, file := range brought {
+		if err := os.Rename(file, filepath.Join(dir, filepath.Base(file))); err != nil {
 			return nil, err
 		}
 	}
@@ -136,6 +155,18 @@ func (d Debian) download(ctx context.Context, names []string) ([]string, error) 
 		return nil, fmt.Errorf("apt-get brought no package for %s", strings.Join(missing, ", "))
 	}
 	return files, nil
+}
+
+// lock waits until nobody else, in this process or another, holds the directory; closing the file gives it back.
+func lock(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	return f, nil
 }
 
 // CheckLibraries finds programs and libraries below root that need a library which is not there.

@@ -1,11 +1,15 @@
 package image
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 )
 
 func TestPackagesAreUnpackedThroughTheLinksOfAMergedUsr(t *testing.T) {
@@ -44,6 +48,49 @@ func TestPackagesAreUnpackedThroughTheLinksOfAMergedUsr(t *testing.T) {
 	}
 	if err := unpack(t.Context(), filepath.Join(made, "bin/x"), root); err == nil {
 		t.Error("a file that is no package was unpacked")
+	}
+}
+
+// TestAPackageIsBroughtOnceAndWhole asks for one package from several sides at once, of an apt-get that writes a package
+// in two pieces, and then one that breaks off in between.
+func TestAPackageIsBroughtOnceAndWhole(t *testing.T) {
+	bin, calls := t.TempDir(), filepath.Join(t.TempDir(), "calls")
+	aptGet := func(script string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(bin, "apt-get"), []byte("#!/bin/sh\necho \"$*\" >>"+calls+"\n"+script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	d := Debian{Arch: runtime.GOARCH, Cache: t.TempDir()}
+
+	aptGet("printf half >p_1.deb; printf ' whole' >>p_1.deb\n")
+	var g errgroup.Group
+	for range 8 {
+		g.Go(func() error {
+			files, err := d.download(t.Context(), []string{"p"})
+			if err != nil {
+				return err
+			}
+			if text, err := os.ReadFile(files[0]); err != nil || string(text) != "half whole" {
+				return fmt.Errorf("the package is %q, %v", text, err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if said, err := os.ReadFile(calls); err != nil || strings.Count(string(said), "\n") != 1 {
+		t.Errorf("apt-get was called %q, %v: want one download", said, err)
+	}
+
+	aptGet("printf half >q_1.deb; exit 100\n")
+	if files, err := d.download(t.Context(), []string{"q"}); err == nil || !strings.Contains(err.Error(), "exit status 100") {
+		t.Errorf("of a download that broke off: %v, %v", files, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(d.Cache, d.Arch, "q_*")); len(left) > 0 {
+		t.Errorf("half a package stays in the cache: %v", left)
 	}
 }
 
