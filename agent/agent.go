@@ -89,8 +89,9 @@ func (a *Agent) build(ctx context.Context) error {
 	a.peers = newPeers(&peers{probe: prober.Probe, teach: a.teach, interval: a.cfg.ProbeInterval, log: a.log})
 	a.plumbing = newPlumbing(&plumbing{
 		cfg: &a.cfg, set: a.set, db: a.db, nodes: a.readNodes, services: a.services.now, log: a.log, meter: a.meter,
-		repair: func(ctx context.Context) ([]string, error) { return a.pods.Repair(ctx) },
-		done:   func(cause string) { a.loop.kick(cause) },
+		repair:     func(ctx context.Context) ([]string, error) { return a.pods.Repair(ctx) },
+		largestPod: func() int { return a.pods.LargestMTU() },
+		done:       func(cause string) { a.loop.kick(cause) },
 	})
 	a.loop = newLoop(&loop{world: a.world, bridge: sw, log: a.log, seen: func(before, now *flows.World) { a.applied(before, now); a.hygiene.follow(before, now) }, meter: a.meter, refusedFlow: a.refused})
 	a.daemon = &daemonWatch{

@@ -40,9 +40,11 @@ type plumbing struct {
 	services func() *flows.Services
 	// repair puts back port rows of pods that somebody else removed, see attach.Manager.
 	repair func(context.Context) ([]string, error)
-	log    logrus.FieldLogger
-	meter  *metrics
-	done   func(cause string) // told after each pass that may matter to flows
+	// largestPod is the largest MTU that an interface of a pod has, 0 without pods.
+	largestPod func() int
+	log        logrus.FieldLogger
+	meter      *metrics
+	done       func(cause string) // told after each pass that may matter to flows
 
 	kicks   chan string   // look at everything
 	objects chan string   // look at everything, if objects ask for something else than before
@@ -302,14 +304,14 @@ func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 				"remote_ip": "flow", "key": "flow",
 				"local_ip": under.Address.String(), "dst_port": fmt.Sprint(p.set.tunnelPort),
 			}},
-			{Name: p.cfg.Gateway, Type: "internal", OFPort: int(flows.GatewayPort), MAC: flows.GatewayMAC(), MTU: mtu},
+			{Name: p.cfg.Gateway, Type: "internal", OFPort: int(flows.GatewayPort), MAC: flows.GatewayMAC(), MTU: max(mtu, p.largestPod())},
 		},
 	}
 }
 
 func (p *plumbing) gateway(a ask, mtu int) host.Gateway {
 	g := host.Gateway{
-		Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, RouterMAC: flows.RouterMAC(),
+		Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, Largest: p.largestPod(), RouterMAC: flows.RouterMAC(),
 		NoOffload: p.datapath() == "netdev", ProcSys: p.cfg.ProcSys,
 	}
 	for _, c := range a.self.PodCIDRs {

@@ -56,7 +56,7 @@ func TestAPodsPortThatSomebodyDeletedComesBackEvenWithTheWholeBridge(t *testing.
 	done := 0
 	p := newPlumbing(&plumbing{
 		cfg: &Config{Bridge: "br-twill", Gateway: "twill0", DatapathType: "netdev"}, db: db, log: log, meter: newMetrics(),
-		repair: pods.Repair, done: func(string) { done++ },
+		repair: pods.Repair, largestPod: pods.LargestMTU, done: func(string) { done++ },
 		set: settings{tunnelType: flows.Geneve, tunnelPort: 6081},
 	})
 	p.underlay.Address, p.mtu = netip.MustParseAddr("198.51.100.1"), 1450

@@ -110,6 +110,17 @@ func (m *Manager) Attachments() map[flows.Owner][]flows.Attachment {
 	return out
 }
 
+// LargestMTU is that of the interfaces of pods on this node, in bytes, 0 without any: each keeps the MTU that it was made with.
+func (m *Manager) LargestMTU() int {
+	largest := 0
+	for _, interfaces := range m.Attachments() {
+		for _, a := range interfaces {
+			largest = max(largest, a.MTU)
+		}
+	}
+	return largest
+}
+
 // Problems says which ports are not as they should be, and why: most of them get no flows.
 func (m *Manager) Problems() []string {
 	var out []string

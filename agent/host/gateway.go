@@ -31,8 +31,12 @@ type Gateway struct {
 	// Link is the name of the port.
 	Link string
 	MAC  net.HardwareAddr
-	// MTU in bytes.
+	// MTU in bytes is that of what the host sends to pods or forwards to them; what is larger it answers, or divides.
 	MTU int
+	// Largest is the largest packet in bytes that pods may send, where some have a larger MTU than that. To answer such a
+	// packet the host must get it, and the kernel's datapath drops what is larger than the link that it is for
+	// (ovs_vport_send), so the link has this MTU then, and the routes have the other.
+	Largest int
 	// Addresses are the first address of each podCIDR, set as /32 and /128. They are the source of
 	// what the host itself sends to pods.
 	Addresses []netip.Addr
@@ -118,11 +122,11 @@ func (r *repair) attributes() error {
 			r.say("had MAC %s, now %s", attrs.HardwareAddr, r.MAC)
 		}
 	}
-	if attrs.MTU != r.MTU {
-		if err := r.h.LinkSetMTU(r.link, r.MTU); err != nil {
-			failed = append(failed, fmt.Errorf("set an MTU of %d on %s: %w", r.MTU, r.Link, err))
+	if mtu := max(r.MTU, r.Largest); attrs.MTU != mtu {
+		if err := r.h.LinkSetMTU(r.link, mtu); err != nil {
+			failed = append(failed, fmt.Errorf("set an MTU of %d on %s: %w", mtu, r.Link, err))
 		} else {
-			r.say("had an MTU of %d, now %d", attrs.MTU, r.MTU)
+			r.say("had an MTU of %d, now %d", attrs.MTU, mtu)
 		}
 	}
 	if r.NoOffload {
@@ -228,8 +232,12 @@ func (r *repair) routes() error {
 	}
 
 	var failed []error
+	mtu := 0
+	if r.Largest > r.MTU {
+		mtu = r.MTU
+	}
 	for to := range ordered(wanted) {
-		want := route{to: to, via: nextHop(to.Addr()), source: ofFamily(r.Addresses, to.Addr()), onLink: to.Addr().Is4()}
+		want := route{to: to, via: nextHop(to.Addr()), source: ofFamily(r.Addresses, to.Addr()), onLink: to.Addr().Is4(), mtu: mtu}
 		if !want.source.IsValid() {
 			failed = append(failed, fmt.Errorf("route to %s: %s has no address of that family, give the node a podCIDR of it", to, r.Link))
 			continue

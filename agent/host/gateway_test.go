@@ -76,6 +76,37 @@ func TestANewGatewayIsMadeOnceAndThenSilent(t *testing.T) {
 	}
 }
 
+// The host answers packets that are too large for today's MTU: it gets them, and sends none.
+func TestPodsWithALargerMTUAreHeardAndNotImitated(t *testing.T) {
+	g := newGateway(t)
+	ensure(t, g)
+	g.MTU, g.Largest = 1400, 1450
+	want := []string{
+		"twill0 had route 10.244.0.0/16 via 169.254.77.1 src 10.244.1.1, now 10.244.0.0/16 via 169.254.77.1 src 10.244.1.1 mtu 1400",
+		"twill0 had route 2001:db8:244::/48 via fe80::77:1 src 2001:db8:244:1::1, now 2001:db8:244::/48 via fe80::77:1 src 2001:db8:244:1::1 mtu 1400",
+	}
+	if d := cmp.Diff(want, ensure(t, g)); d != "" {
+		t.Errorf("when the MTU has become smaller than that of a pod (-want +got):\n%s", d)
+	}
+	if got := linkOf(t, "twill0").Attrs().MTU; got != 1450 {
+		t.Errorf("the link has an MTU of %d, want the pod's, 1450", got)
+	}
+	for _, to := range addrs("10.244.7.9", "2001:db8:244:7::9") {
+		r, err := netlink.RouteGet(to.AsSlice())
+		must(t, err)
+		if r[0].MTU != 1400 {
+			t.Errorf("to %s the MTU is %d, want 1400", to, r[0].MTU)
+		}
+	}
+	g.Largest = 1400 // the pod has gone
+	if got := ensure(t, g); len(got) != 3 || got[0] != "twill0 had an MTU of 1450, now 1400" {
+		t.Errorf("when that pod has gone: %q, want the link and two routes changed", got)
+	}
+	if again := ensure(t, g); len(again) > 0 {
+		t.Errorf("then %q, want silence", again)
+	}
+}
+
 func TestEnsureRepairsEachDamageAndIsSilentAfterwards(t *testing.T) {
 	g := newGateway(t)
 	ensure(t, g)

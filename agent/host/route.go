@@ -16,6 +16,7 @@ type route struct {
 	via    netip.Addr // zero: directly on the link
 	source netip.Addr // preferred source, zero: the kernel's choice
 	onLink bool       // the next hop needs no route of its own; IPv4 only, link-local IPv6 never needs one
+	mtu    int        // in bytes, where it is less than the link's; 0: the link's
 }
 
 func (r route) String() string {
@@ -26,6 +27,9 @@ func (r route) String() string {
 	if r.source.IsValid() {
 		s += " src " + r.source.String()
 	}
+	if r.mtu > 0 {
+		s += fmt.Sprintf(" mtu %d", r.mtu)
+	}
 	return s
 }
 
@@ -33,7 +37,7 @@ func (r route) String() string {
 func (r route) request(link int, protocol netlink.RouteProtocol) *netlink.Route {
 	n := &netlink.Route{
 		LinkIndex: link, Dst: toIPNet(r.to), Family: family(r.to.Addr()), Protocol: protocol,
-		Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST,
+		Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST, MTU: r.mtu,
 	}
 	if r.via.IsValid() {
 		n.Gw = r.via.AsSlice()
@@ -51,7 +55,7 @@ func (r route) request(link int, protocol netlink.RouteProtocol) *netlink.Route 
 
 // asRoute reads a kernel route; one with several next hops is never ours and equals none.
 func asRoute(n netlink.Route) route {
-	r := route{to: fromIPNet(n.Dst), via: fromIP(n.Gw), source: fromIP(n.Src), onLink: n.Flags&unix.RTNH_F_ONLINK != 0}
+	r := route{to: fromIPNet(n.Dst), via: fromIP(n.Gw), source: fromIP(n.Src), onLink: n.Flags&unix.RTNH_F_ONLINK != 0, mtu: n.MTU}
 	if !r.to.IsValid() {
 		if n.Family == netlink.FAMILY_V4 {
 			r.to = everything(netip.IPv4Unspecified())

@@ -71,7 +71,7 @@ func TestAReportHasAllThatTheOfflineCommandsAsk(t *testing.T) {
 		}
 		for _, d := range list {
 			for _, x := range d.Last {
-				if d.Reason == "no-such-pod" && x.From == "pod default/a" && tells(x.Destination, nobody) {
+				if d.Reason == "no-such-pod" && x.From == "pod default/a" && tells(x.Destination, nobody, l.Datapath == "system") {
 					return ""
 				}
 			}
