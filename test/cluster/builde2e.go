@@ -25,6 +25,7 @@ func BuildE2E(ctx context.Context, checkout string, log func(string, ...any)) (P
 		{out: "regression-issue-74839", pkg: "k8s.io/kubernetes/test/images/regression-issue-74839"},
 		// HostPort, as long as Twill leaves it to the plugin chained after it.
 		{out: "portmap", pkg: "github.com/containernetworking/plugins/plugins/meta/portmap", dir: checkout},
+		{out: "loadbalancer", pkg: "./loadbalancer"},
 		{out: "ginkgo", pkg: "github.com/onsi/ginkgo/v2/ginkgo"},
 		{out: "e2e.test", pkg: "k8s.io/kubernetes/test/e2e", test: true},
 	})

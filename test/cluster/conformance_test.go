@@ -61,7 +61,7 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// upForE2E is a cluster as Kubernetes' tests want it: Twill, DNS, and an API server that reaches pods. It has two
+// upForE2E is a cluster as Kubernetes' tests want it: Twill, DNS, an API server that reaches pods, and a load balancer. It has two
 // nodes, or NODES in the environment.
 func upForE2E(t *testing.T) *Cluster {
 	ctx, root := t.Context(), checkout(t)
@@ -87,6 +87,8 @@ func upForE2E(t *testing.T) *Cluster {
 	must(t, c.Apply(ctx, root, "coredns.yaml"))
 	must(t, c.RolledOut(ctx, "kube-system", "deployment/coredns", upTimeout))
 	must(t, c.routePods(ctx))
+	_, err = c.spawnBeside(programs.path("loadbalancer"), "--kubeconfig="+c.Kubeconfig("admin"))
+	must(t, err)
 	return c
 }
 

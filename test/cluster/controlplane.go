@@ -45,8 +45,12 @@ func (c *Cluster) StartControllers() error {
 
 // spawnControl starts a program in the network namespace of the control plane.
 func (c *Cluster) spawnControl(name string, args ...string) (*process, error) {
-	program := c.Programs.path(name)
-	return c.spawn(name, append([]string{"nsenter", "--net=" + netnsPath(c.namespace("cp")), program}, args...)...)
+	return c.spawnBeside(c.Programs.path(name), args...)
+}
+
+// spawnBeside starts another program there.
+func (c *Cluster) spawnBeside(program string, args ...string) (*process, error) {
+	return c.spawn(filepath.Base(program), append([]string{"nsenter", "--net=" + netnsPath(c.namespace("cp")), program}, args...)...)
 }
 
 // StartEtcd starts etcd.

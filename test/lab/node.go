@@ -198,9 +198,9 @@ func (l *Lab) addNode(ctx context.Context, n *Node) error {
 // configuration does at boot.
 func (n *Node) configureUnderlay(ctx context.Context) error {
 	dev := n.Interface()
-	lines := []string{"link set eth0 addrgenmode none", "link set eth0 up"}
-	if dev != "eth0" {
-		lines = append(lines, "link set "+dev+" up")
+	lines := []string{"link set eth0 up"}
+	if dev != "eth0" { // that one has no addresses then, not even a link-local one
+		lines = []string{"link set eth0 addrgenmode none", "link set eth0 up", "link set " + dev + " up"}
 	}
 	lines = append(lines, byFamily(n.lab.Config,
 		fmt.Sprintf("addr add %s/%d dev %s", underlay4(byte(n.index)), underlayBits4, dev),

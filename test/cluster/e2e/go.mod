@@ -7,6 +7,11 @@ godebug default=go1.24
 require (
 	github.com/onsi/ginkgo/v2 v2.23.4
 	github.com/spf13/cobra v1.10.1
+	k8s.io/api v0.34.8
+	k8s.io/apimachinery v0.34.10
+	k8s.io/apiserver v0.34.8
+	k8s.io/client-go v0.34.8
+	k8s.io/cloud-provider v0.34.8
 	k8s.io/component-base v0.34.10
 	k8s.io/kubectl v0.34.8
 	k8s.io/kubernetes v1.34.8
@@ -215,13 +220,8 @@ require (
 	gopkg.in/natefinch/lumberjack.v2 v2.2.1 // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
 	helm.sh/helm/v3 v3.19.0
-	k8s.io/api v0.34.8 // indirect
 	k8s.io/apiextensions-apiserver v0.34.1 // indirect
-	k8s.io/apimachinery v0.34.10 // indirect
-	k8s.io/apiserver v0.34.8 // indirect
 	k8s.io/cli-runtime v0.34.8 // indirect
-	k8s.io/client-go v0.34.8 // indirect
-	k8s.io/cloud-provider v0.34.8 // indirect
 	k8s.io/cluster-bootstrap v0.0.0 // indirect
 	k8s.io/component-helpers v0.34.8 // indirect
 	k8s.io/controller-manager v0.34.8 // indirect
