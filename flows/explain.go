@@ -252,6 +252,8 @@ func registerWords(value string) string {
 		return "of the host for a Service"
 	case servedHostAway:
 		return "of the host for a Service endpoint on another node"
+	case servedHostToPod:
+		return "of the host for a Service endpoint that is a pod on another node"
 	case servedHostLoop:
 		return "of the host for a Service endpoint on the host"
 	case returnLoop:

@@ -49,6 +49,7 @@ const (
 	servedHost      = "0x1004/0x1004"
 	servedHostLoop  = "0x1044/0x1044"
 	servedHostAway  = "0x1024/0x1024"
+	servedHostToPod = "0x1024/0x1424"
 	returnLoop      = "0x2044/0x2044"
 	stickyFromPod   = "0x4001/0x4001"
 	notFromTunnel   = "0/0x2"
@@ -184,8 +185,14 @@ func (p *builder) masqueradeFlows(w *World) {
 		f := family(hide)
 		p.add(Return, 100, ipDst(host(hide)), conntrack(ZoneMasquerade, Returned))
 		p.add(Hide, 140, match(reg0(servedHostLoop), f), hideBehind(hide, markHost))
-		// Answers to the gateway's address come back through the tunnel; those to others of the node's do not.
+		// Answers to the gateway's address come back through the tunnel, and to the addresses of the Node those of pods do;
+		// another node itself answers them by the underlay. What else the host has, no other node knows.
 		p.add(Hide, 130, match(reg0(servedHostAway), ipSrc(host(Gateway(c)))), gotoTable(Reply))
+		for _, a := range w.Node.Addresses {
+			if a.Is4() == hide.Is4() {
+				p.add(Hide, 130, match(reg0(servedHostToPod), ipSrc(host(a))), gotoTable(Reply))
+			}
+		}
 		p.add(Hide, 120, match(reg0(servedHostAway), f), hideBehind(hide, markHost))
 		p.hideRange(w, c)
 	}

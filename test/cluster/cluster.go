@@ -171,9 +171,10 @@ func (c *Cluster) build(ctx context.Context) error {
 
 // The address plan, from the ranges for documentation and benchmarks (RFC 5737, RFC 2544, RFC 3849).
 const (
-	controlPlaneIP = "198.51.100.10"
-	routerIP       = "198.51.100.254"
-	routerIP6      = "2001:db8:100::fe"
+	controlPlaneIP  = "198.51.100.10"
+	controlPlaneIP6 = "2001:db8:100::10"
+	routerIP        = "198.51.100.254"
+	routerIP6       = "2001:db8:100::fe"
 	// OutsideIP is a host beyond the cluster.
 	OutsideIP = "203.0.113.1"
 	// PodCIDR and PodCIDR6 are what nodes get their ranges from.

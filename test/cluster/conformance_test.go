@@ -87,9 +87,24 @@ func upForE2E(t *testing.T) *Cluster {
 	must(t, c.Apply(ctx, root, "coredns.yaml"))
 	must(t, c.RolledOut(ctx, "kube-system", "deployment/coredns", upTimeout))
 	must(t, c.routePods(ctx))
-	_, err = c.spawnBeside(programs.path("loadbalancer"), "--kubeconfig="+c.Kubeconfig("admin"))
-	must(t, err)
+	must(t, c.balance(ctx, programs.path("loadbalancer")))
 	return c
+}
+
+// balance starts a load balancer in the namespace of the control plane, where the tests run too. They talk to it from
+// addresses outside of the nodes' network: some of them take an address inside for that of a node.
+func (c *Cluster) balance(ctx context.Context, program string) error {
+	const client, client6 = "203.0.113.254", "2001:db8:113::fffe"
+	if err := ip(ctx, c.namespace("cp"), "addr add "+client+"/32 dev lo", "addr add "+client6+"/128 dev lo nodad"); err != nil {
+		return err
+	}
+	for _, n := range c.Nodes {
+		if err := ip(ctx, n.NetNS(), "route add "+client+" via "+controlPlaneIP, "route add "+client6+" via "+controlPlaneIP6); err != nil {
+			return err
+		}
+	}
+	_, err := c.spawnBeside(program, "--kubeconfig="+c.Kubeconfig("admin"), "--clients="+client+","+client6)
+	return err
 }
 
 // routePods lets the control plane reach pods, as a network does in which it is no node: the API server's proxy and

@@ -49,7 +49,7 @@ func (c *Cluster) addUnderlay(ctx context.Context) error {
 	if err := c.plug(ctx, control, "cp"); err != nil {
 		return err
 	}
-	return ip(ctx, control, configure("eth0", controlPlaneIP, "2001:db8:100::10")...)
+	return ip(ctx, control, configure("eth0", controlPlaneIP, controlPlaneIP6)...)
 }
 
 // plug gives the namespace an eth0 on the underlay.

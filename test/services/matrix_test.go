@@ -45,8 +45,8 @@ pod on node-3 → external address, Cluster: far sees pod on node-3; near sees p
 pod on node-3 → external address, Local: far sees pod on node-3; near sees pod on node-3
 process of node-1 → ClusterIP, Cluster: far sees gateway of node-1; near sees gateway of node-1
 process of node-1 → ClusterIP, Local: near sees gateway of node-1
-process of node-1 → node port of node-1, Cluster: far sees masquerade of node-1; near sees node-1
-process of node-1 → node port of node-1, Local: far sees masquerade of node-1; near sees node-1
+process of node-1 → node port of node-1, Cluster: far sees node-1; near sees node-1
+process of node-1 → node port of node-1, Local: far sees node-1; near sees node-1
 process of node-1 → load balancer, Cluster: far sees gateway of node-1; near sees gateway of node-1
 process of node-1 → load balancer, Local: far sees gateway of node-1; near sees gateway of node-1
 process of node-1 → external address, Cluster: far sees gateway of node-1; near sees gateway of node-1

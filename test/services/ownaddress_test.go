@@ -21,8 +21,8 @@ const ownMatrix = `
 host outside → node-1, Cluster: far sees masquerade of node-1; near sees host outside
 host outside → node-1, Local: near sees host outside
 host outside → balancer: far sees masquerade of node-1; near sees host outside
-process of node-1 → node-1, Cluster: far sees masquerade of node-1; near sees node-1
-process of node-1 → node-1, Local: far sees masquerade of node-1; near sees node-1
+process of node-1 → node-1, Cluster: far sees node-1; near sees node-1
+process of node-1 → node-1, Local: far sees node-1; near sees node-1
 process of node-1 → balancer: nobody
 process of node-2 → node-1, Cluster: far sees masquerade of node-1; near sees node-2
 process of node-2 → node-1, Local: near sees node-2

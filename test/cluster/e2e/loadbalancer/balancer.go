@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,8 +30,10 @@ func firstAddress(f v1.IPFamily) netip.Addr {
 // longer than it.
 type balancer struct {
 	client *http.Client
-	mu     sync.Mutex
-	given  map[types.UID]*given
+	// sources are the addresses that routes prefer for what begins here, by whether it is IPv4.
+	sources map[bool]netip.Addr
+	mu      sync.Mutex
+	given   map[types.UID]*given
 }
 
 // given are the addresses of one Service and the nodes that they may lead to.
@@ -39,12 +42,22 @@ type given struct {
 	nodes     []*v1.Node
 	// health is the Service's healthCheckNodePort, 0 without one.
 	health int32
+	// sticky is true when a client stays with its endpoint, and so with its node: there is one client here.
+	sticky bool
 	// routes is what was routed last, by address.
 	routes map[netip.Addr]string
 }
 
-func newBalancer() *balancer {
-	return &balancer{client: &http.Client{Timeout: time.Second}, given: map[types.UID]*given{}}
+func newBalancer(sources []string) (*balancer, error) {
+	b := &balancer{client: &http.Client{Timeout: time.Second}, sources: map[bool]netip.Addr{}, given: map[types.UID]*given{}}
+	for _, text := range sources {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, err
+		}
+		b.sources[a.Is4()] = a
+	}
+	return b, nil
 }
 
 func (b *balancer) GetLoadBalancerName(_ context.Context, _ string, s *v1.Service) string {
@@ -72,7 +85,7 @@ func (b *balancer) EnsureLoadBalancer(ctx context.Context, _ string, s *v1.Servi
 		}
 		b.given[s.UID] = g
 	}
-	g.nodes, g.health = nodes, s.Spec.HealthCheckNodePort
+	g.nodes, g.health, g.sticky = nodes, s.Spec.HealthCheckNodePort, s.Spec.SessionAffinity == v1.ServiceAffinityClientIP
 	return g.status(), b.route(ctx, g)
 }
 
@@ -154,13 +167,16 @@ func (b *balancer) route(ctx context.Context, g *given) error {
 	for _, a := range g.addresses {
 		route := []string{"unreachable", a.String()}
 		var hops []string
-		for _, n := range g.nodes {
+		for _, n := range slices.SortedFunc(slices.Values(g.nodes), func(x, y *v1.Node) int { return strings.Compare(x.Name, y.Name) }) {
 			if at := addressOf(n, a.Is4()); at != "" && b.healthy(ctx, at, g.health) {
 				hops = append(hops, "nexthop", "via", at)
+				if g.sticky {
+					break
+				}
 			}
 		}
 		if len(hops) > 0 {
-			route = append([]string{a.String()}, hops...)
+			route = append([]string{a.String(), "src", b.sources[a.Is4()].String()}, hops...)
 		}
 		text := strings.Join(route, " ")
 		if g.routes[a] == text {

@@ -9,6 +9,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -22,15 +23,16 @@ import (
 
 func main() {
 	kubeconfig := flag.String("kubeconfig", "", "how to reach the API server")
+	clients := flag.String("clients", "", "the addresses, one of each family, from which what runs in this namespace talks to Services: commas between them")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *kubeconfig); err != nil {
+	if err := run(ctx, *kubeconfig, strings.Split(*clients, ",")); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(ctx context.Context, kubeconfig string) error {
+func run(ctx context.Context, kubeconfig string, clients []string) error {
 	// By ports too: all connections of a test come from one address.
 	if err := os.WriteFile("/proc/sys/net/ipv4/fib_multipath_hash_policy", []byte("1"), 0); err != nil {
 		return err
@@ -43,7 +45,10 @@ func run(ctx context.Context, kubeconfig string) error {
 	if err != nil {
 		return err
 	}
-	balancer := newBalancer()
+	balancer, err := newBalancer(clients)
+	if err != nil {
+		return err
+	}
 	go balancer.watchHealth(ctx)
 	factory := informers.NewSharedInformerFactory(client, 0)
 	controller, err := service.New(cloud{balancer: balancer}, client, factory.Core().V1().Services(), factory.Core().V1().Nodes(),
