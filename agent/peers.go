@@ -34,7 +34,7 @@ type PeerStatus struct {
 
 	unfit    int                 // large probes in a row that were not answered
 	gateways map[bool]netip.Addr // by "is IPv4"
-	known    time.Time           // since when
+	changed  time.Time           // when it appeared, or stopped answering
 }
 
 // peers probes every peer through the tunnel, from gateway to gateway. That proves the way there and
@@ -68,10 +68,12 @@ const (
 	settleTime    = 2 * time.Second
 )
 
-// A peer that has only just appeared, and whose own agent may still be on its way, is probed more often.
+// A peer that has only just appeared, and whose own agent may still be on its way, is probed more often; so is one that has
+// only just stopped answering, since what is repaired when a probe fails may take another one: the MAC address that
+// Open vSwitch lacks the kernel may have to ask for first.
 const (
-	youngTime     = 30 * time.Second
-	youngInterval = time.Second
+	restlessTime     = 30 * time.Second
+	restlessInterval = time.Second
 )
 
 func newPeers(p *peers) *peers {
@@ -106,7 +108,7 @@ func (p *peers) follow(before, now *flows.World) {
 			continue
 		}
 		tunnel, _ := n.TunnelAddress(p.local)
-		s := &PeerStatus{Node: name, Tunnel: tunnel, gateways: map[bool]netip.Addr{}, known: time.Now()}
+		s := &PeerStatus{Node: name, Tunnel: tunnel, gateways: map[bool]netip.Addr{}, changed: time.Now()}
 		for _, c := range n.PodCIDRs {
 			s.gateways[c.Addr().Is4()] = flows.Gateway(c)
 		}
@@ -131,17 +133,17 @@ func (p *peers) follow(before, now *flows.World) {
 func (p *peers) run(ctx context.Context) {
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
-	young := time.NewTicker(youngInterval)
-	defer young.Stop()
+	restless := time.NewTicker(restlessInterval)
+	defer restless.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.news:
 			p.round(ctx, func(s PeerStatus) bool { return s.Reachable == nil })
-		case <-young.C:
+		case <-restless.C:
 			p.round(ctx, func(s PeerStatus) bool {
-				return time.Since(s.known) < youngTime && (s.Reachable == nil || !*s.Reachable)
+				return time.Since(s.changed) < restlessTime && (s.Reachable == nil || !*s.Reachable)
 			})
 		case <-tick.C:
 			p.round(ctx, func(PeerStatus) bool { return true })
@@ -256,6 +258,9 @@ func (p *peers) one(ctx context.Context, name string, from, to netip.Addr) {
 	}
 	s.MTU, s.Narrow, s.unfit = 0, false, 0
 	s.Problem = err.Error()
+	if was != nil && *was {
+		s.changed = time.Now()
+	}
 	if was == nil || *was {
 		entry.WithError(err).Warn("peer does not answer through the tunnel")
 	}

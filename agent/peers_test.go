@@ -6,7 +6,9 @@ import (
 	"io"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -25,10 +27,7 @@ func TestAPeerThatOnlySmallPacketsReachIsNarrow(t *testing.T) {
 		}
 		return time.Millisecond, nil
 	}})
-	node := func(name, cidr, address string) flows.Node {
-		return flows.Node{Name: name, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}, Addresses: []netip.Addr{netip.MustParseAddr(address)}}
-	}
-	w := &flows.World{Node: node("alpha", "198.18.1.0/24", "198.51.100.1"), MTU: 1450, Peers: map[string]flows.Node{"beta": node("beta", "198.18.2.0/24", "198.51.100.2")}}
+	w := &flows.World{Node: testNode("alpha", "198.18.1.0/24", "198.51.100.1"), MTU: 1450, Peers: map[string]flows.Node{"beta": testNode("beta", "198.18.2.0/24", "198.51.100.2")}}
 	w.Tunnel.Local = w.Node.Addresses[0]
 	p.follow(nil, w)
 	look := func() PeerStatus {
@@ -57,4 +56,52 @@ func TestAPeerThatOnlySmallPacketsReachIsNarrow(t *testing.T) {
 	if s := look(); *s.Reachable || s.Narrow || s.MTU != 0 {
 		t.Errorf("down: %+v", s)
 	}
+}
+
+// TestAPeerThatStopsAnsweringIsProbedAgainSoon, so that what a probe that fails has set going is made use of, and after a while
+// as seldom as any other.
+func TestAPeerThatStopsAnsweringIsProbedAgainSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logrus.New()
+		log.SetOutput(io.Discard)
+		var answers atomic.Bool
+		var probes atomic.Int32
+		p := newPeers(&peers{interval: 30 * time.Second, log: log, probe: func(context.Context, netip.Addr, netip.Addr, int) (time.Duration, error) {
+			probes.Add(1)
+			if !answers.Load() {
+				return 0, errors.New("no answer")
+			}
+			return time.Millisecond, nil
+		}})
+		w := &flows.World{Node: testNode("alpha", "198.18.1.0/24", "198.51.100.1"), Peers: map[string]flows.Node{"beta": testNode("beta", "198.18.2.0/24", "198.51.100.2")}}
+		w.Tunnel.Local = w.Node.Addresses[0]
+		p.follow(nil, w)
+		go p.run(t.Context())
+		after := func(d time.Duration, up bool, what string) {
+			t.Helper()
+			time.Sleep(d)
+			synctest.Wait()
+			if s := p.list()[0]; s.Reachable == nil || *s.Reachable != up {
+				t.Errorf("%s: %+v", what, s)
+			}
+		}
+		answers.Store(true)
+		after(time.Minute+time.Second, true, "a peer that answers")
+		answers.Store(false)
+		after(30*time.Second, false, "one that has stopped answering")
+		answers.Store(true)
+		after(2*time.Second, true, "one that would answer the next probe")
+
+		answers.Store(false)
+		after(2*time.Minute, false, "one that stays away")
+		before := probes.Load()
+		after(3*time.Minute, false, "one that stays away")
+		if n := probes.Load() - before; n != 2*6 { // each probe that fails is tried twice
+			t.Errorf("one that stays away was probed %d times in three minutes, want twice each half minute", n)
+		}
+	})
+}
+
+func testNode(name, cidr, address string) flows.Node {
+	return flows.Node{Name: name, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}, Addresses: []netip.Addr{netip.MustParseAddr(address)}}
 }

@@ -158,6 +158,11 @@ func (n *Node) startNetwork(ctx context.Context) error {
 
 // addPhysicalBridge makes the node's link a port of a bridge of userspace Open vSwitch.
 func (n *Node) addPhysicalBridge(ctx context.Context) error {
+	// The kernel would answer ARP for the addresses of br-phy on eth0 as well, with eth0's own MAC address: whoever learns
+	// that sends tunnel packets past Open vSwitch, to a host that answers "port unreachable".
+	if err := run(ctx, "", "nsenter", "--net="+netnsPath(n.NetNS()), "sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/eth0/arp_ignore"); err != nil {
+		return err
+	}
 	if _, err := n.Exec(ctx, "ovs-vsctl", "--timeout=20", "--may-exist", "add-br", "br-phy",
 		"--", "set", "bridge", "br-phy", "datapath_type=netdev", "--", "--may-exist", "add-port", "br-phy", "eth0"); err != nil {
 		return err
