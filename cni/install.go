@@ -121,19 +121,34 @@ func (f file) replace() (bool, error) {
 	if f.there() {
 		return false, nil
 	}
-	temporary, err := os.CreateTemp(dir, f.temporary())
+	temporary, err := f.write(dir)
+	if err == nil {
+		err = toDisk(temporary)
+	}
+	if err == nil {
+		err = os.Rename(temporary, f.path)
+	}
 	if err != nil {
+		if temporary != "" {
+			err = errors.Join(err, os.Remove(temporary))
+		}
 		return false, err
 	}
-	_, err = temporary.Write(f.content)
-	err = errors.Join(err, temporary.Chmod(f.mode), temporary.Sync(), temporary.Close())
-	if err == nil {
-		err = os.Rename(temporary.Name(), f.path)
-	}
+	return true, toDisk(dir)
+}
+
+// write puts the content into a temporary file in dir and returns its name, empty if there is none. No process may be
+// forked meanwhile: until it executes something else the child holds the file open for writing, and a runtime that calls
+// the plugin in that moment is told "text file busy".
+func (f file) write(dir string) (name string, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	temporary, err := os.CreateTemp(dir, f.temporary())
 	if err != nil {
-		return false, errors.Join(err, os.Remove(temporary.Name()))
+		return "", err
 	}
-	return true, syncDir(dir)
+	_, err = temporary.Write(f.content)
+	return temporary.Name(), errors.Join(err, temporary.Chmod(f.mode), temporary.Close())
 }
 
 // there says whether the file is as it should be.
@@ -159,11 +174,11 @@ func (f file) clean() error {
 	return err
 }
 
-// syncDir makes a rename survive a power failure.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// toDisk makes what is in a file, or the names in a directory, survive a power failure.
+func toDisk(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(f.Sync(), f.Close())
 }

@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/google/go-cmp/cmp"
@@ -207,6 +209,35 @@ func TestUninstallLeavesAFileOfAnotherNetworkAlone(t *testing.T) {
 		t.Errorf("%v, %v", removed, err)
 	}
 	if _, err := os.Stat(conf); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNothingIsForkedWhileThePluginIsWritten: a child that still has the file open for writing makes the kernel refuse to
+// execute it ("text file busy"), and a runtime calls it as soon as it is there.
+func TestNothingIsForkedWhileThePluginIsWritten(t *testing.T) {
+	plugin := filepath.Join(t.TempDir(), "plugin")
+	if err := os.WriteFile(plugin, []byte("plugin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := InstallConfig{Plugin: plugin, BinDir: t.TempDir(), ConfDir: t.TempDir(), Conflist: []byte("{}")}
+	done := make(chan error, 1)
+	syscall.ForkLock.Lock() // as os/exec does to fork
+	go func() {
+		_, err := Install(c)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		syscall.ForkLock.Unlock()
+		t.Fatalf("the plugin was written during a fork: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if files, err := os.ReadDir(c.BinDir); err != nil || len(files) > 0 {
+		t.Errorf("there is %v, %v: it was begun during a fork", files, err)
+	}
+	syscall.ForkLock.Unlock()
+	if err := <-done; err != nil {
 		t.Error(err)
 	}
 }
