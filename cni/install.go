@@ -129,15 +129,12 @@ func (f file) replace() (bool, error) {
 		err = os.Rename(temporary, f.path)
 	}
 	if err != nil {
-		if temporary != "" {
-			err = errors.Join(err, os.Remove(temporary))
-		}
-		return false, err
+		return false, errors.Join(err, f.clean())
 	}
 	return true, toDisk(dir)
 }
 
-// write puts the content into a temporary file in dir and returns its name, empty if there is none. No process may be
+// write puts the content into a temporary file in dir and returns its name. No process may be
 // forked meanwhile: until it executes something else the child holds the file open for writing, and a runtime that calls
 // the plugin in that moment is told "text file busy".
 func (f file) write(dir string) (name string, err error) {
