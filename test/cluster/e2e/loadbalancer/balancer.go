@@ -108,10 +108,9 @@ func (b *balancer) EnsureLoadBalancerDeleted(ctx context.Context, _ string, s *v
 		return nil
 	}
 	for a := range g.routes {
-		if err := ipRoute(ctx, "del", a.String()); err != nil {
+		if err := g.unroute(ctx, a); err != nil {
 			return err
 		}
-		delete(g.routes, a)
 	}
 	delete(b.given, s.UID)
 	return nil
@@ -183,10 +182,9 @@ func (b *balancer) route(ctx context.Context, g *given) error {
 			continue
 		}
 		if _, routed := g.routes[a]; routed { // one of another kind is not replaced
-			if err := ipRoute(ctx, "del", a.String()); err != nil {
+			if err := g.unroute(ctx, a); err != nil {
 				return err
 			}
-			delete(g.routes, a)
 		}
 		if err := ipRoute(ctx, "add", route...); err != nil {
 			return err
@@ -194,6 +192,14 @@ func (b *balancer) route(ctx context.Context, g *given) error {
 		g.routes[a] = text
 		log.Printf("route %s", text)
 	}
+	return nil
+}
+
+func (g *given) unroute(ctx context.Context, a netip.Addr) error {
+	if err := ipRoute(ctx, "del", a.String()); err != nil {
+		return err
+	}
+	delete(g.routes, a)
 	return nil
 }
 
