@@ -22,22 +22,25 @@ refuse() {
 files() { git ls-files -co --exclude-standard -- "$@" 2>/dev/null || find . -path ./bin -prune -o -type f -printf '%P\n'; }
 existing() { files "$@" | while read -r f; do [ -f "$f" ] && echo "$f"; done; }
 
+# What a go command says of packages' names and of modules that it fetches is no finding.
+findings() { grep -v '^#\|^go: downloading '; }
+
 existing '*.go' | grep '\.go$' | xargs -r gofmt -l | refuse "not formatted: run gofmt -w on"
-go vet ./... 2>&1 | grep -v '^#' | refuse "go vet"
+go vet ./... 2>&1 | findings | refuse "go vet"
 # The tests on a real Kubernetes are behind a build tag; a checkout of the linters' own tests has none.
 e2e=test/cluster
-[ ! -d "$e2e" ] || go vet -tags e2e "./$e2e/..." 2>&1 | grep -v '^#' | refuse "go vet -tags e2e"
+[ ! -d "$e2e" ] || go vet -tags e2e "./$e2e/..." 2>&1 | findings | refuse "go vet -tags e2e"
 
 # The linters have a module of their own, so that nobody who imports Twill gets them.
 bin="$root/bin/lint"
 mkdir -p "$bin"
 go build -modfile="$tools" -o "$bin/" honnef.co/go/tools/cmd/staticcheck github.com/OpenPeeDeeP/depguard/v2/cmd/depguard || exit 1
-"$bin/staticcheck" ./... 2>&1 | refuse "staticcheck"
-[ ! -d "$e2e" ] || "$bin/staticcheck" -tags e2e "./$e2e/..." 2>&1 | refuse "staticcheck -tags e2e"
+"$bin/staticcheck" ./... 2>&1 | findings | refuse "staticcheck"
+[ ! -d "$e2e" ] || "$bin/staticcheck" -tags e2e "./$e2e/..." 2>&1 | findings | refuse "staticcheck -tags e2e"
 
 # depguard reads its rules from the current directory, and that has to be inside the module.
 sed "s|ROOT|$root|g" "$here/depguard.yml" >"$bin/.depguard.yml"
-(cd "$bin" && ./depguard ../../... 2>&1) | grep -v '^exit status' | sed "s|^$root/||" | refuse "an import that the layers do not allow"
+(cd "$bin" && ./depguard ../../... 2>&1) | findings | grep -v '^exit status' | sed "s|^$root/||" | refuse "an import that the layers do not allow"
 
 existing '*.go' | grep '\.go$' | xargs -r wc -l | awk '$2 != "total" && $1 > 500 {print $2 " has " $1 " lines"}' |
   refuse "files of more than 500 lines want splitting by noun"

@@ -84,3 +84,25 @@ func TestCodeThatKeepsTheRulesPasses(t *testing.T) {
 		t.Errorf("%v:\n%s", err, out)
 	}
 }
+
+// On a machine without a cache of modules every go command tells what it fetches, and that is no finding.
+func TestFetchingModulesIsNoFinding(t *testing.T) {
+	goCommand, err := exec.LookPath("go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	talks := "#!/bin/sh\necho 'go: downloading example.com/module v1.0.0' >&2\nexec '" + goCommand + "' \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte(talks), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	archive, err := os.ReadFile("testdata/good.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := lint(t, checkout(t, archive))
+	if err != nil {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
