@@ -246,13 +246,14 @@ func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	p.underlay, p.mtu, p.local = under, mtu, local
 	p.mu.Unlock()
 
-	repaired, err := p.ensureBridge(ctx)
+	largest := p.largestPod() // once, so that OVSDB and the link are of one mind when a pod goes meanwhile
+	repaired, err := p.bridgeFor(ctx, largest)
 	changed = append(changed, repaired...)
 	if err != nil {
 		return changed, err
 	}
 	now := p.ask(nodes)
-	gatewayChanged, gatewayErr := p.gateway(now, mtu).Ensure(ctx)
+	gatewayChanged, gatewayErr := p.gateway(now, mtu, largest).Ensure(ctx)
 	nftChanged, nftErr := p.nftables(now).Ensure(ctx)
 	if err = errors.Join(gatewayErr, nftErr); err == nil {
 		p.asked = now
@@ -260,13 +261,18 @@ func (p *plumbing) ensure(ctx context.Context) (changed []string, err error) {
 	return append(append(changed, gatewayChanged...), nftChanged...), err
 }
 
-// ensureBridge looks at the bridge and its ports in OVSDB, for the address and MTU of the last look at
-// everything. A pod's port that cannot be put back does not make the node unfit for other pods.
+// ensureBridge looks at the bridge alone.
 func (p *plumbing) ensureBridge(ctx context.Context) (changed []string, err error) {
+	return p.bridgeFor(ctx, p.largestPod())
+}
+
+// bridgeFor looks at the bridge and its ports in OVSDB, for the address and MTU of the last look at everything and
+// pods of that MTU at most. A pod's port that cannot be put back does not make the node unfit for other pods.
+func (p *plumbing) bridgeFor(ctx context.Context, largest int) (changed []string, err error) {
 	p.mu.Lock()
 	under, mtu := p.underlay, p.mtu
 	p.mu.Unlock()
-	changed, err = p.db.EnsureBridge(ctx, p.bridgeSpec(under, mtu))
+	changed, err = p.db.EnsureBridge(ctx, p.bridgeSpec(under, max(mtu, largest)))
 	if err != nil {
 		return changed, err
 	}
@@ -291,7 +297,8 @@ func (p *plumbing) datapath() string {
 // bridgeMark is how a bridge of ours is told from one that happens to have the name.
 func bridgeMark() map[string]string { return map[string]string{"owner": "twill"} }
 
-func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
+// bridgeSpec is the bridge as it should be; gatewayMTU is that of the gateway's link.
+func (p *plumbing) bridgeSpec(under host.Underlay, gatewayMTU int) ovs.BridgeSpec {
 	names := map[uint8]string{}
 	for _, t := range flows.Tables() {
 		names[uint8(t)] = t.String()
@@ -304,14 +311,14 @@ func (p *plumbing) bridgeSpec(under host.Underlay, mtu int) ovs.BridgeSpec {
 				"remote_ip": "flow", "key": "flow",
 				"local_ip": under.Address.String(), "dst_port": fmt.Sprint(p.set.tunnelPort),
 			}},
-			{Name: p.cfg.Gateway, Type: "internal", OFPort: int(flows.GatewayPort), MAC: flows.GatewayMAC(), MTU: max(mtu, p.largestPod())},
+			{Name: p.cfg.Gateway, Type: "internal", OFPort: int(flows.GatewayPort), MAC: flows.GatewayMAC(), MTU: gatewayMTU},
 		},
 	}
 }
 
-func (p *plumbing) gateway(a ask, mtu int) host.Gateway {
+func (p *plumbing) gateway(a ask, mtu, largest int) host.Gateway {
 	g := host.Gateway{
-		Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, Largest: p.largestPod(), RouterMAC: flows.RouterMAC(),
+		Link: p.cfg.Gateway, MAC: flows.GatewayMAC(), MTU: mtu, Largest: largest, RouterMAC: flows.RouterMAC(),
 		NoOffload: p.datapath() == "netdev", ProcSys: p.cfg.ProcSys,
 	}
 	for _, c := range a.self.PodCIDRs {
