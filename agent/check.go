@@ -43,6 +43,7 @@ type checker struct {
 	cfg      Config
 	set      settings
 	proc     string
+	db       *ovs.DB // nil where OVSDB does not answer
 	findings []Finding
 }
 
@@ -67,6 +68,9 @@ func Check(ctx context.Context, cfg Config, status *Status, proc string) ([]Find
 	}
 	c := &checker{cfg: cfg, set: set, proc: proc}
 	installed := c.openvswitch(ctx)
+	if c.db != nil {
+		defer c.db.Close()
+	}
 	c.ports(installed)
 	c.underlay(status)
 	c.podCIDRs(status)
@@ -95,7 +99,7 @@ func (c *checker) openvswitch(ctx context.Context) (ours bool) {
 	if err != nil {
 		c.fail("ovsdb", "start openvswitch-switch (or set --ovsdb to its socket)", "%v", err)
 	} else {
-		defer db.Close()
+		c.db = db
 		c.ok("ovsdb", "answers at %s", c.cfg.OVSDB)
 	}
 	c.daemon(ctx)
@@ -224,6 +228,37 @@ func (c *checker) underlay(status *Status) {
 	default:
 		c.ok("MTU", "%d bytes for pods, %d on %s", mtu, under.LinkMTU, under.Link)
 	}
+	c.arp(under.Link)
+}
+
+// arp looks, where the node's address is on a bridge of userspace Open vSwitch, at the links below it. The kernel
+// answers ARP for every address of the host on every link, with that link's MAC address, unless arp_ignore is set
+// (Linux, ip-sysctl: the larger of conf/all and conf/LINK counts). A peer that learns that one sends tunnel packets past Open vSwitch.
+func (c *checker) arp(underlay string) {
+	if c.db == nil {
+		return // said already
+	}
+	ignores := func(name string) bool {
+		v := c.sysctl("net/ipv4/conf/" + name + "/arp_ignore")
+		return v != "" && v != "0"
+	}
+	for _, link := range c.db.LinksBelow(underlay) {
+		if ignores("all") || ignores(link) {
+			c.ok("ARP", "the kernel does not answer on %s for %s", link, underlay)
+			continue
+		}
+		c.fail("ARP", fmt.Sprintf("sysctl -w net.ipv4.conf.%s.arp_ignore=1, and in /etc/sysctl.d", link),
+			"the kernel answers on %s for the address of %s, with another MAC address: peers that learn it reach no pods of this node", link, underlay)
+	}
+}
+
+// sysctl reads one by its path below /proc/sys; empty where it cannot be read.
+func (c *checker) sysctl(name string) string {
+	text, err := os.ReadFile(filepath.Join(c.proc, "sys", filepath.FromSlash(name)))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
 }
 
 func (c *checker) podCIDRs(status *Status) {
@@ -268,20 +303,13 @@ func (c *checker) overlaps(status *Status) {
 // sysctls looks at forwarding, which the agent sets, and at the strict reverse path filter (RFC 3704), which it
 // loosens on its own link: a read-only /proc/sys is what goes wrong.
 func (c *checker) sysctls() {
-	read := func(name string) string {
-		text, err := os.ReadFile(filepath.Join(c.proc, "sys", filepath.FromSlash(name)))
-		if err != nil {
-			return ""
-		}
-		return strings.TrimSpace(string(text))
-	}
 	wanted := []string{"net/ipv4/ip_forward"}
 	if slices.ContainsFunc(c.set.clusterCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
 		wanted = append(wanted, "net/ipv6/conf/all/forwarding")
 	}
 	for _, name := range wanted {
 		dotted := strings.ReplaceAll(name, "/", ".")
-		switch v := read(name); v {
+		switch v := c.sysctl(name); v {
 		case "1", "2":
 			c.ok("forwarding", "%s = %s", dotted, v)
 		case "":
@@ -290,7 +318,7 @@ func (c *checker) sysctls() {
 			c.fail("forwarding", fmt.Sprintf("sysctl -w %s=1, and in /etc/sysctl.d; the agent sets it at its start", dotted), "%s = %s", dotted, v)
 		}
 	}
-	all, own := read("net/ipv4/conf/all/rp_filter"), read("net/ipv4/conf/"+c.cfg.Gateway+"/rp_filter")
+	all, own := c.sysctl("net/ipv4/conf/all/rp_filter"), c.sysctl("net/ipv4/conf/"+c.cfg.Gateway+"/rp_filter")
 	if all == "1" && own != "2" && own != "" {
 		c.fail("rp_filter", fmt.Sprintf("sysctl -w net.ipv4.conf.%s.rp_filter=2; the agent sets it", c.cfg.Gateway), "net.ipv4.conf.all.rp_filter = 1 is strict, and net.ipv4.conf.%s.rp_filter = %s does not loosen it", c.cfg.Gateway, own)
 		return
