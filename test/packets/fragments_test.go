@@ -98,8 +98,9 @@ spec:
 	defer labtest.Apply(t, l, manifest)()
 	for _, node := range []string{"node-1", "node-2"} {
 		eventually(t, patience(), "the policy is in force on "+node, func() string {
-			if !strings.Contains(labtest.OnNode(t, l, node, "twill", "flows", "--policy", "default/echo"), "allowed by a rule") {
-				return "no flows of it"
+			out, err := l.NodeExec(t.Context(), node, "twill", "flows", "--policy", "default/echo")
+			if err != nil || out.Code != 0 || !strings.Contains(out.Stdout, "allowed by a rule") {
+				return fmt.Sprintf("no flows of it: %v, %s", err, out.Stderr) // the tool fails while there are none
 			}
 			return ""
 		})
