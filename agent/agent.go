@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,7 +129,7 @@ func (a *Agent) build(ctx context.Context) error {
 		return a.source.Alive()
 	})
 	a.health.watch("ovsdb", a.db.Alive)
-	a.health.watch("ovs-vswitchd", func() error { _, err := a.daemon.current(); return err })
+	a.health.watch("ovs-vswitchd", func() error { _, err := a.daemon.current(); return cmp.Or(err, a.daemon.fit()) })
 	a.health.watch("bridge and host", func() error { _, _, err := a.plumbing.now(); return err })
 	a.health.watch("flows", a.loop.ready)
 	a.health.watch("podCIDR", func() error {

@@ -9,13 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
 	"github.com/twill-net/twill/agent/host"
+	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/ovs"
 )
 
@@ -34,9 +34,6 @@ type Finding struct {
 	Detail string `json:"detail"`
 	Remedy string `json:"remedy,omitempty"`
 }
-
-// oldestOVS is the first Open vSwitch with all that the pipeline uses (check_pkt_larger is of 2.11, and tests run on 3.1).
-var oldestOVS = [2]int{2, 17}
 
 // checker looks at one node with the settings that its agent would have. It changes nothing.
 type checker struct {
@@ -74,6 +71,7 @@ func Check(ctx context.Context, cfg Config, status *Status, proc string) ([]Find
 	c.ports(installed)
 	c.underlay(status)
 	c.podCIDRs(status)
+	c.clock(status)
 	c.overlaps(status)
 	c.sysctls()
 	c.otherCNIs()
@@ -113,6 +111,7 @@ func (c *checker) openvswitch(ctx context.Context) (ours bool) {
 		c.ok("bridge", "%s does not exist yet; the agent makes it", c.cfg.Bridge)
 	case ids["owner"] == bridgeMark()["owner"]:
 		c.ok("bridge", "%s is Twill's", c.cfg.Bridge)
+		c.datapath(ctx)
 		return true
 	default:
 		c.fail("bridge", "set --bridge to another name, or remove that bridge if nobody needs it", "%s exists and is somebody else's (external_ids %v)", c.cfg.Bridge, ids)
@@ -134,33 +133,31 @@ func (c *checker) daemon(ctx context.Context) {
 		return
 	}
 	text = strings.TrimSpace(text)
-	fields := strings.Fields(text)
-	major, minor, ok := version(cmp.Or(lastOf(fields), "?"))
-	switch {
-	case !ok:
-		c.fail(name, "install Open vSwitch from your distribution", "it says that it is %q, which is no version", text)
-	case major < oldestOVS[0] || major == oldestOVS[0] && minor < oldestOVS[1]:
-		c.fail(name, fmt.Sprintf("install Open vSwitch %d.%d or later", oldestOVS[0], oldestOVS[1]), "%s is too old", text)
-	default:
-		c.ok(name, "%s", text)
+	if err := errVersion(text); err != nil {
+		c.fail(name, remedyOVS(), "%v", err)
+		return
 	}
+	c.ok(name, "%s", text)
 }
 
-func lastOf(list []string) string {
-	if len(list) == 0 {
-		return ""
+// datapath looks at what the datapath of our bridge can do.
+func (c *checker) datapath(ctx context.Context) {
+	const name = "datapath"
+	d, err := ovs.DialDaemon(ctx, c.cfg.OVSRunDir)
+	if err != nil {
+		return // said already
 	}
-	return list[len(list)-1]
-}
-
-func version(text string) (major, minor int, ok bool) {
-	parts := strings.SplitN(text, ".", 3)
-	if len(parts) < 2 {
-		return 0, 0, false
+	defer d.Close()
+	text, err := d.Call(ctx, "dpif/show-dp-features", c.cfg.Bridge)
+	if err != nil {
+		c.fail(name, "see what ovs-vswitchd logs about the bridge", "%v", err)
+		return
 	}
-	major, err1 := strconv.Atoi(parts[0])
-	minor, err2 := strconv.Atoi(parts[1])
-	return major, minor, err1 == nil && err2 == nil
+	if err := errFeatures(text); err != nil {
+		c.fail(name, remedyDatapath, "%v", err)
+		return
+	}
+	c.ok(name, "can do what flows need")
 }
 
 // ports looks whether somebody else listens on the tunnel's UDP port.
@@ -271,6 +268,19 @@ func (c *checker) podCIDRs(status *Status) {
 		c.ok("podCIDR", "%s", joinPrefixes(status.PodCIDRs))
 	}
 }
+
+func (c *checker) clock(status *Status) {
+	switch {
+	case status == nil || status.ClockSkew == nil:
+		c.skip("clock", "no agent answers that has compared it with the API server's")
+	case source.Skewed(seconds(*status.ClockSkew)):
+		c.fail("clock", source.ClockRemedy, "%s", source.DescribeSkew(seconds(*status.ClockSkew)))
+	default:
+		c.ok("clock", "agrees with the API server's within %s", source.ClockTolerance)
+	}
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 func joinPrefixes(list []netip.Prefix) string {
 	var out []string

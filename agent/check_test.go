@@ -112,3 +112,24 @@ func TestSecretsAndAddressesStayOnTheNode(t *testing.T) {
 		t.Errorf("conntrack: %q", got)
 	}
 }
+
+func TestCheckComparesTheClock(t *testing.T) {
+	right, wrong := 0.0, -3600.0
+	for _, c := range []struct {
+		status *Status
+		want   string
+		says   string
+	}{
+		{nil, CheckSkipped, "no agent answers"},
+		{&Status{}, CheckSkipped, "no agent answers"},
+		{&Status{ClockSkew: &right}, CheckOK, "within 1m0s"},
+		{&Status{ClockSkew: &wrong}, CheckFailed, "1h0m0s behind"},
+	} {
+		check := &checker{}
+		check.clock(c.status)
+		f := check.findings[0]
+		if len(check.findings) != 1 || f.Check != "clock" || f.Result != c.want || !strings.Contains(f.Detail, c.says) || (f.Remedy != "") != (c.want == CheckFailed) {
+			t.Errorf("%+v: found %+v, want %s, %q", c.status, check.findings, c.want, c.says)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,8 @@ type daemonWatch struct {
 	daemon *ovs.Daemon
 	why    error
 	is     string
+	// unfit says why what is there cannot be used.
+	unfit error
 }
 
 // sentinelInterval bounds the time in which an emptied flow table goes unnoticed.
@@ -64,10 +67,35 @@ func (w *daemonWatch) learnVersion(ctx context.Context, d *ovs.Daemon) {
 		return // the connection is going; attend will notice
 	}
 	text = strings.TrimSpace(text)
+	err = errVersion(text)
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, remedyOVS())
+	}
 	w.mu.Lock()
-	w.is = text
+	w.is, w.unfit = text, err
 	w.mu.Unlock()
 	w.log.WithField("version", text).Info("ovs-vswitchd is there")
+}
+
+// learnDatapath asks what the datapath can do, once the bridge is there: true if that is known now.
+func (w *daemonWatch) learnDatapath(ctx context.Context, d *ovs.Daemon) bool {
+	text, err := d.Call(ctx, "dpif/show-dp-features", w.bridge)
+	if err != nil {
+		return false
+	}
+	if err := errFeatures(text); err != nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.unfit = cmp.Or(w.unfit, fmt.Errorf("%w: %s", err, remedyDatapath))
+	}
+	return true
+}
+
+// fit is nil when ovs-vswitchd and its datapath can do what is asked of them, as far as is known.
+func (w *daemonWatch) fit() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.unfit
 }
 
 // version is what the daemon said of itself last.
@@ -81,6 +109,7 @@ func (w *daemonWatch) version() string {
 func (w *daemonWatch) attend(ctx context.Context, d *ovs.Daemon) {
 	tick := time.NewTicker(sentinelInterval)
 	defer tick.Stop()
+	known := false // what the datapath can do
 	for {
 		select {
 		case <-ctx.Done():
@@ -89,6 +118,7 @@ func (w *daemonWatch) attend(ctx context.Context, d *ovs.Daemon) {
 			return
 		case <-tick.C:
 		}
+		known = known || w.learnDatapath(ctx, d)
 		if !w.armed() {
 			continue
 		}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/twill-net/twill/agent/source"
 )
 
@@ -23,6 +25,7 @@ const (
 const (
 	eventReady    = "TwillReady"
 	eventNotReady = "TwillNotReady"
+	eventClock    = "TwillClockSkew"
 )
 
 // networkReporter is a source that can tell Kubernetes that pods of a node can be reached.
@@ -36,6 +39,7 @@ func (a *Agent) report(ctx context.Context) {
 	tick := time.NewTicker(reportInterval)
 	defer tick.Stop()
 	r := reporter{node: a.cfg.NodeName, event: a.source.Event}
+	c := clockReporter{node: a.cfg.NodeName, event: a.source.Event, log: a.log}
 	var said string
 	for {
 		select {
@@ -44,6 +48,8 @@ func (a *Agent) report(ctx context.Context) {
 		case now := <-tick.C:
 			problems := a.notReady()
 			r.look(problems, now)
+			skew, _ := a.source.Skew()
+			c.look(skew)
 			to, ok := a.source.(networkReporter)
 			if !ok || len(problems) > 0 {
 				continue
@@ -60,6 +66,29 @@ func (a *Agent) report(ctx context.Context) {
 				a.log.Info("condition NetworkUnavailable of the Node is now false")
 			}
 		}
+	}
+}
+
+// clockReporter tells in an Event, once, that the node's clock is wrong. The node is as ready as before: what cannot work
+// with such a clock says so itself.
+type clockReporter struct {
+	node  string
+	event func(about source.Ref, eventType, reason, message string)
+	log   logrus.FieldLogger
+
+	wrong bool // as of the last look
+}
+
+func (c *clockReporter) look(skew time.Duration) {
+	if wrong := source.Skewed(skew); wrong != c.wrong {
+		c.wrong = wrong
+		if !wrong {
+			c.log.Info("the clock of this node agrees with the API server's again")
+			return
+		}
+		message := source.DescribeSkew(skew) + ": " + source.ClockRemedy
+		c.log.Warn(message)
+		c.event(source.Ref{Key: source.Key{Kind: "Node", Name: c.node}}, source.EventWarning, eventClock, message)
 	}
 }
 

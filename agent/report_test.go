@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sirupsen/logrus/hooks/test"
 
 	"github.com/twill-net/twill/agent/source"
 )
@@ -38,5 +41,26 @@ func TestOnlyTroubleThatLastsBecomesAnEvent(t *testing.T) {
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("Events:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func TestAWrongClockIsToldOnce(t *testing.T) {
+	var got []string
+	log, hook := test.NewNullLogger()
+	r := clockReporter{node: "n1", log: log, event: func(about source.Ref, kind, reason, message string) {
+		got = append(got, about.String()+" "+kind+" "+reason+": "+message)
+	}}
+	for _, skew := range []time.Duration{0, -time.Minute, -time.Hour, -time.Hour - time.Second, 0, 2 * time.Minute} {
+		r.look(skew)
+	}
+	want := []string{
+		"Node/n1 Warning TwillClockSkew: the clock of this node is 1h0m0s behind the API server's: " + source.ClockRemedy,
+		"Node/n1 Warning TwillClockSkew: the clock of this node is 2m0s ahead of the API server's: " + source.ClockRemedy,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("Events:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if n := len(hook.AllEntries()); n != 3 {
+		t.Errorf("%d lines in the log, want 3: wrong, right, wrong", n)
 	}
 }

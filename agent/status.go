@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/twill-net/twill/agent/attach"
+	"github.com/twill-net/twill/agent/source"
 	"github.com/twill-net/twill/flows"
 )
 
@@ -45,6 +46,9 @@ type Status struct {
 	// Repaired counts what others had changed and the agent put right since it started.
 	Repaired Repairs   `json:"repaired"`
 	Watchers []Watcher `json:"watchers"`
+	// ClockSkew is how far the node's clock is ahead of the API server's in seconds, negative when it is behind; nil before
+	// an API server has told.
+	ClockSkew *float64 `json:"clockSkewSeconds"`
 }
 
 // Repairs counts repaired drift.
@@ -89,6 +93,13 @@ func (a *Agent) status(ctx context.Context) Status {
 	}
 	for _, r := range nodes.refused {
 		s.Problems = append(s.Problems, r.Reason)
+	}
+	if skew, known := a.source.Skew(); known {
+		seconds := skew.Seconds()
+		s.ClockSkew = &seconds
+		if source.Skewed(skew) {
+			s.Problems = append(s.Problems, source.DescribeSkew(skew)+": "+source.ClockRemedy)
+		}
 	}
 	s.Problems = append(s.Problems, a.loop.problems()...)
 	s.Problems = append(s.Problems, a.pods.Problems()...)

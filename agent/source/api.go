@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-logr/logr/funcr"
 	"github.com/sirupsen/logrus"
@@ -43,6 +44,7 @@ type APIConfig struct {
 type API struct {
 	*store
 	client    *client
+	clock     *clock
 	contacts  []*contact
 	informers []cache.SharedIndexInformer
 	// delivered says of each informer that its first full list has reached the store.
@@ -72,12 +74,14 @@ func NewAPI(config APIConfig) (*API, error) {
 	if err != nil {
 		return nil, fmt.Errorf("access to the Kubernetes API from %s: %w", where, err)
 	}
+	clock := newClock()
+	restConfig.Wrap(clock.wrap)
 	c, err := newClient(restConfig)
 	if err != nil {
 		return nil, fmt.Errorf("access to the Kubernetes API from %s: %w", where, err)
 	}
 
-	a := &API{store: newStore(config.Log, config.OnChange), client: c}
+	a := &API{store: newStore(config.Log, config.OnChange), client: c, clock: clock}
 	for _, k := range kinds(config.Without...) {
 		if err := a.follow(k); err != nil {
 			return nil, fmt.Errorf("watch of %s: %w", k.resource, err)
@@ -164,11 +168,14 @@ func (a *API) Synced() bool { return a.synced.Load() }
 func (a *API) Alive() error {
 	for _, link := range a.contacts {
 		if err := link.alive(); err != nil {
-			return err
+			return a.clock.explain(err)
 		}
 	}
 	return nil
 }
+
+// Skew implements Source.
+func (a *API) Skew() (time.Duration, bool) { return a.clock.skew() }
 
 // Event implements Source. Events that are recorded before Run are dropped.
 func (a *API) Event(about Ref, eventType, reason, message string) {

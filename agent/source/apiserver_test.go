@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -41,6 +42,7 @@ type apiServer struct {
 	changed  chan struct{} // closed at the next event or cut
 	cuts     int
 	deny     string // "list" or "watch"
+	ahead    time.Duration
 	requests []string
 	events   []string
 }
@@ -192,6 +194,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.requests = append(s.requests, verb+" "+r.URL.Path+" "+r.Header.Get("Accept"))
 	}
 	denied := verb == s.deny
+	w.Header().Set("Date", time.Now().Add(s.ahead).UTC().Format(http.TimeFormat))
 	s.mu.Unlock()
 	switch {
 	case denied:

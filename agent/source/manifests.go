@@ -367,6 +367,9 @@ func (m *Manifests) Alive() error {
 	return m.dead
 }
 
+// Skew implements Source: a directory has no clock.
+func (m *Manifests) Skew() (time.Duration, bool) { return 0, false }
+
 // setDead notes why the directory is not followed, nil if it is.
 func (m *Manifests) setDead(err error) {
 	m.health.Lock()

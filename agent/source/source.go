@@ -33,6 +33,7 @@ package source
 
 import (
 	"context"
+	"time"
 
 	"github.com/twill-net/twill/flows"
 )
@@ -122,6 +123,9 @@ type Source interface {
 	ProblemsOf(Key) []Problem
 	// Alive is nil while every watcher works; else it names what is dead, since when and why.
 	Alive() error
+	// Skew is how far this machine's clock is ahead of that of the source, at least; negative when it is behind, 0 when they
+	// may agree. known is false when nobody has told.
+	Skew() (skew time.Duration, known bool)
 	// Event records something about an object where an operator looks for it. It does not block.
 	Event(about Ref, eventType, reason, message string)
 }
