@@ -11,7 +11,7 @@ FUZZTIME ?= 30s
 # A package may use a whole core and a lab of its own; two at a time suit a small machine.
 TEST      = CI=true $(GO) test -count=1 -p 2 -timeout 15m
 
-.PHONY: help build test unit lint lint-selftest demo bench kernel fuzz deps clean image chart cluster cluster-deps e2e-smoke e2e e2e-faults
+.PHONY: help build test unit lint lint-selftest demo bench kernel kernel-smoke fuzz deps clean image chart cluster cluster-deps e2e-smoke e2e e2e-faults
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: deps build ## Benchmarks, each beside a baseline; docs/benchmarks.md has 
 
 kernel: build ## Lab tests on the kernel datapath, in a virtual machine with a stock kernel; RUN=regexp selects, PKG='packets services policies' says which
 	@test/kernel/run.sh '$(PKG)' '$(RUN)'
+
+kernel-smoke: cluster-deps ## The smoke test of a real Kubernetes there; the first time builds Kubernetes
+	@test/kernel/smoke.sh
 
 fuzz: ## Fuzz every parser for FUZZTIME (30s) each
 	@for p in $$($(GO) list ./...); do \

@@ -45,6 +45,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/twill-net/twill/test/lab"
 )
 
 // Options say what to build.
@@ -219,8 +221,10 @@ func each[T any](items []T, f func(T) error) error {
 	return errors.Join(errs...)
 }
 
-// Eventually polls until the condition gives nil; else its last error comes back once the time is over.
+// Eventually polls until the condition gives nil; else its last error comes back once the time is over, which is
+// lab.Slow times as long on a slow machine.
 func Eventually(ctx context.Context, within time.Duration, condition func(context.Context) error) error {
+	within *= lab.Slow()
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)

@@ -30,7 +30,8 @@ func must(t *testing.T, err error) {
 }
 
 // up starts a cluster that goes away with the test; if the test has failed, with the ends of its logs. KUBE_PROXY in
-// the environment has kube-proxy serve Services there, and not Twill.
+// the environment has kube-proxy serve Services there, and not Twill. TWILL_CLUSTER_IMAGES is a directory with the images' archives
+// where they are built already.
 func up(t *testing.T, o Options) *Cluster {
 	t.Helper()
 	var err error
@@ -38,11 +39,20 @@ func up(t *testing.T, o Options) *Cluster {
 	o.KubeProxy = o.KubeProxy || os.Getenv("KUBE_PROXY") != ""
 	o.Programs, err = Build(t.Context(), checkout(t), t.Logf)
 	must(t, err)
-	began := time.Now()
-	images, err := o.Programs.BuildImages(t.Context(), checkout(t), t.TempDir())
-	must(t, err)
-	o.Images = append(o.Images, images...)
-	t.Logf("images built in %s", time.Since(began).Round(time.Second))
+	if dir := os.Getenv("TWILL_CLUSTER_IMAGES"); dir != "" {
+		built, err := filepath.Glob(filepath.Join(dir, "*.tar"))
+		must(t, err)
+		if len(built) == 0 {
+			t.Fatalf("TWILL_CLUSTER_IMAGES: no archives in %s", dir)
+		}
+		o.Images = append(o.Images, built...)
+	} else {
+		began := time.Now()
+		images, err := o.Programs.BuildImages(t.Context(), checkout(t), t.TempDir())
+		must(t, err)
+		o.Images = append(o.Images, images...)
+		t.Logf("images built in %s", time.Since(began).Round(time.Second))
+	}
 	c, err := Up(t.Context(), o)
 	must(t, err)
 	t.Cleanup(func() {

@@ -8,9 +8,12 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/twill-net/twill/test/lab"
 )
 
 // policies: a NetworkPolicy cuts the web servers off, but not from the node that has to probe them; a second one lets the
@@ -26,13 +29,14 @@ func policies(t *testing.T, c *Cluster, root string) {
 	}
 	slices.Sort(all)
 	clients := podsOf(t, c, "app=client")
+	brief := strconv.Itoa(2 * int(lab.Slow())) // seconds
 	// reached waits until every client reaches just these.
 	reached := func(want []string) {
 		t.Helper()
 		must(t, Eventually(ctx, time.Minute, func(ctx context.Context) error {
 			for _, from := range clients {
 				out, err := c.Exec(ctx, from.Name, "sh", "-c",
-					"for u in "+strings.Join(all, " ")+"; do (timeout 2 wget -qO- $u >/dev/null 2>&1 && echo $u) & done; wait")
+					"for u in "+strings.Join(all, " ")+"; do (timeout "+brief+" wget -qO- $u >/dev/null 2>&1 && echo $u) & done; wait")
 				if err != nil {
 					return err
 				}
@@ -50,7 +54,7 @@ func policies(t *testing.T, c *Cluster, root string) {
 	for _, s := range servers {
 		node := c.Nodes[slices.IndexFunc(c.Nodes, func(n *Node) bool { return n.Name == s.Node })]
 		for _, ip := range s.IPs {
-			if out, err := node.Exec(ctx, "timeout", slowly, "bash", "-c", askHostname, ip, "8080"); err != nil || out != s.Name {
+			if out, err := node.Exec(ctx, "timeout", slowly(), "bash", "-c", askHostname, ip, "8080"); err != nil || out != s.Name {
 				t.Errorf("%s to its own pod %s, as a kubelet probes it: %q, %v", s.Node, ip, out, err)
 			}
 		}

@@ -63,7 +63,7 @@ func namesAndServices(t *testing.T, c *Cluster) {
 		var said []string
 		for ip := range strings.FieldsSeq(ips) {
 			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 80).String() + "/hostname"
-			out, err := c.Exec(ctx, from.Name, "sh", "-c", "for i in $(seq 20); do timeout "+slowly+" wget -qO- "+url+" || echo FAILED; done")
+			out, err := c.Exec(ctx, from.Name, "sh", "-c", "for i in $(seq 20); do timeout "+slowly()+" wget -qO- "+url+" || echo FAILED; done")
 			if err != nil || strings.Contains(out, "FAILED") || len(strings.Fields(out)) != 20 {
 				t.Errorf("%s: %s, twenty times: %q, %v", from.Node, url, out, err)
 			}
@@ -96,7 +96,7 @@ func nodePort(t *testing.T, c *Cluster) {
 	slices.Sort(backends)
 	for _, to := range c.Nodes {
 		for _, ip := range strings.Split(c.families(to.IP(), to.IP6()), ",") {
-			ask := []string{"timeout", slowly, "bash", "-c", askHostname, ip, webNodePort}
+			ask := []string{"timeout", slowly(), "bash", "-c", askHostname, ip, webNodePort}
 			var said []string
 			for range manyTries {
 				out, err := outside(ctx, c, ask...)
@@ -121,7 +121,7 @@ func nodePort(t *testing.T, c *Cluster) {
 			}
 			url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 30080).String() + "/hostname"
 			for _, from := range podsOf(t, c, "app=client") {
-				if out, err := c.Exec(ctx, from.Name, "timeout", slowly, "wget", "-qO-", url); err != nil || !slices.Contains(backends, out) {
+				if out, err := c.Exec(ctx, from.Name, "timeout", slowly(), "wget", "-qO-", url); err != nil || !slices.Contains(backends, out) {
 					t.Errorf("from a pod of %s to %s: %q, %v", from.Node, ip, out, err)
 				}
 			}

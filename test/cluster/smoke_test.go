@@ -12,11 +12,16 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/twill-net/twill/test/lab"
 )
 
 // slowly is how many seconds an answer may take that has to come: nodes, pods and userspace Open vSwitch may share two
 // cores with others.
-const slowly = "20"
+func slowly() string { return strconv.Itoa(20 * int(lab.Slow())) }
+
+// patiently is a time-out for kubectl and helm.
+func patiently(d time.Duration) string { return (d * lab.Slow()).String() }
 
 func TestSmoke(t *testing.T) {
 	c := up(t, Options{Name: "smoke", Nodes: 2, DualStack: true})
@@ -84,11 +89,11 @@ func podsReachEachOther(t *testing.T, c *Cluster, root string) {
 				t.Fatalf("pod %s has addresses %v, want one of each of %v", to.Name, to.IPs, c.ClusterCIDRs())
 			}
 			for _, ip := range to.IPs {
-				if out, err := c.Exec(ctx, from.Name, "ping", "-c1", "-W", slowly, "-s", "4000", ip); err != nil {
+				if out, err := c.Exec(ctx, from.Name, "ping", "-c1", "-W", slowly(), "-s", "4000", ip); err != nil {
 					t.Errorf("%s to %s: %v: %s", from.Node, to.Node, err, out)
 				}
 				url := "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), 8080).String() + "/hostname"
-				if out, err := c.Exec(ctx, from.Name, "timeout", slowly, "wget", "-qO-", url); err != nil || out != to.Name {
+				if out, err := c.Exec(ctx, from.Name, "timeout", slowly(), "wget", "-qO-", url); err != nil || out != to.Name {
 					t.Errorf("%s to %s: %s says %q, want %q: %v", from.Node, to.Node, url, out, to.Name, err)
 				}
 				tried++
@@ -100,12 +105,12 @@ func podsReachEachOther(t *testing.T, c *Cluster, root string) {
 	}
 	// Nodes reach pods, and pods the outside.
 	for _, n := range c.Nodes {
-		if out, err := n.Exec(ctx, "ping", "-c1", "-W", slowly, servers[0].IPs[0]); err != nil {
+		if out, err := n.Exec(ctx, "ping", "-c1", "-W", slowly(), servers[0].IPs[0]); err != nil {
 			t.Errorf("%s: %v: %s", n.Name, err, out)
 		}
 	}
 	for _, from := range clients {
-		if out, err := c.Exec(ctx, from.Name, "ping", "-c1", "-W", slowly, OutsideIP); err != nil {
+		if out, err := c.Exec(ctx, from.Name, "ping", "-c1", "-W", slowly(), OutsideIP); err != nil {
 			t.Errorf("%s to the outside: %v: %s", from.Node, err, out)
 		}
 	}
@@ -154,7 +159,7 @@ func crowd(t *testing.T, c *Cluster, size int) {
 	began = time.Now()
 	_, err = c.Kubectl(ctx, "scale", "deployment/crowd", "--replicas=0")
 	must(t, err)
-	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-l", "app=crowd", "--timeout=10m")
+	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-l", "app=crowd", "--timeout="+patiently(crowdTimeout))
 	must(t, err)
 	// Without a grace period the API forgets a pod before its node has taken it down.
 	must(t, Eventually(ctx, upTimeout, func(ctx context.Context) error {
@@ -231,12 +236,12 @@ func uninstall(t *testing.T, c *Cluster) {
 	must(t, err)
 	_, err = c.Kubectl(ctx, "-n", "kube-system", "delete", "deployment/coredns")
 	must(t, err)
-	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-l", "app in (web,client,crowd)", "--timeout=1m")
+	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-l", "app in (web,client,crowd)", "--timeout="+patiently(time.Minute))
 	must(t, err)
-	_, err = c.Kubectl(ctx, "-n", "kube-system", "wait", "--for=delete", "pod", "-l", "k8s-app=kube-dns", "--timeout=1m")
+	_, err = c.Kubectl(ctx, "-n", "kube-system", "wait", "--for=delete", "pod", "-l", "k8s-app=kube-dns", "--timeout="+patiently(time.Minute))
 	must(t, err)
 	began := time.Now()
-	_, err = c.Helm(ctx, "uninstall", "twill", "--namespace", TwillNamespace, "--wait", "--timeout", "3m")
+	_, err = c.Helm(ctx, "uninstall", "twill", "--namespace", TwillNamespace, "--wait", "--timeout", patiently(upTimeout))
 	must(t, err)
 	t.Logf("uninstalled in %s", time.Since(began).Round(100*time.Millisecond))
 	for _, n := range c.Nodes {
@@ -252,7 +257,7 @@ func uninstall(t *testing.T, c *Cluster) {
 		}
 	}
 	// Kubernetes collects the pods of the hooks after Helm has deleted those.
-	_, err = c.Kubectl(ctx, "-n", TwillNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=twill", "--timeout=1m")
+	_, err = c.Kubectl(ctx, "-n", TwillNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=twill", "--timeout="+patiently(time.Minute))
 	must(t, err)
 	kinds := "all,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings"
 	objects, err := c.Kubectl(ctx, "get", kinds, "-A", "-l", "app.kubernetes.io/name=twill", "-o", "name")

@@ -86,6 +86,8 @@ STAGE
   cat <<'STAGE'
 mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /tmp; mkdir -p /dev/pts /dev/shm /run/netns
 mount -t devpts devpts /dev/pts; mount -t tmpfs tmpfs /dev/shm
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control; done
 ln -sf /proc/self/fd /dev/fd
 for m in openvswitch vport-geneve vport-vxlan geneve vxlan veth tun bridge nf_conntrack nf_nat nft_ct nft_masq nft_nat nft_chain_nat nft_reject_inet; do
   modprobe -q $m || echo "vm: the kernel has no module $m"

@@ -3,7 +3,7 @@
 //	go run ./test/cluster/run [--nodes 2] [--ovs host|daemonset] [--dual-stack] [--kube-proxy] [--empty]
 //
 // It stays until Ctrl-C, prints how to enter the cluster, and removes everything then. `run --down` removes what a
-// killed one left; `run --build` only builds what is needed.
+// killed one left; `run --build` only builds what is needed, `--images DIR` with the images' archives.
 package main
 
 import (
@@ -40,13 +40,20 @@ func run(ctx context.Context) (err error) {
 	empty := flag.Bool("empty", false, "do not install Twill")
 	down := flag.Bool("down", false, "only remove what is left of a cluster")
 	onlyBuild := flag.Bool("build", false, "only build what a cluster needs")
+	keep := flag.String("images", "", "with --build: the directory for the images' archives; they are not built without")
 	flag.Parse()
 	o.OVS = cluster.OVSMode(*ovs)
 	o.Log = func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 	if *down {
 		return cluster.Remove(ctx, o.Name)
 	}
-	if o.Programs, err = cluster.Build(ctx, *checkout, o.Log); err != nil || *onlyBuild {
+	if o.Programs, err = cluster.Build(ctx, *checkout, o.Log); err != nil {
+		return err
+	}
+	if *onlyBuild {
+		if *keep != "" {
+			_, err = o.Programs.BuildImages(ctx, *checkout, *keep)
+		}
 		return err
 	}
 	images, err := os.MkdirTemp("", "twill-images-")
