@@ -125,6 +125,14 @@ func (p *builder) serviceFlows(w *World) {
 		p.add(Direct, 105, match(state("+new+trk"), Match{{f, ""}}), gotoTable(Route))
 		p.add(Direct, 90, match(state("+est-rpl+trk"), Match{{f, ""}}), conntrack(ZoneService, Route))
 	}
+	if w.HostAnswersND { // the kernel's datapath
+		// It drops what opens a connection whose answers would be those of a Service's connection, so that the second gets another
+		// port here, too. An answer whose request was not tracked here looks as if it opened one, and is left alone unless it collides.
+		for _, f := range []string{"udp", "udp6", "sctp", "sctp6"} {
+			p.add(Direct, 110, match(state("+new+trk"), Match{{f, ""}}), commit(ZoneService, Route, "src", ""))
+			p.add(Direct, 90, match(state("+est-rpl+trk"), Match{{f, ""}}), conntrack(ZoneService, Route))
+		}
+	}
 	for _, f := range []Match{ipv4(), ipv6()} {
 		p.add(Direct, 80, match(state("+rel-rpl+trk"), f), conntrack(ZoneService, Route)) // errors about answers
 	}

@@ -14,12 +14,13 @@ import (
 	"github.com/twill-net/twill/test/labtest"
 )
 
-// sctpChunk is a packet with one chunk, INIT (1) or INIT ACK (2), of RFC 9260 §3. A kernel without SCTP sends and gets it all
-// the same, by a raw socket.
-func sctpChunk(kind byte, from, to uint16, tag uint32) []byte {
+// sctpChunk is a packet with one chunk, INIT (1) or INIT ACK (2), of RFC 9260 §3; tag is the sender's, verification the receiver's, 0
+// in an INIT (the kernel's connection tracking looks at it). A kernel without SCTP sends and gets it all the same, by a raw socket.
+func sctpChunk(kind byte, from, to uint16, verification, tag uint32) []byte {
 	b := make([]byte, 12+20)
 	binary.BigEndian.PutUint16(b, from)
 	binary.BigEndian.PutUint16(b[2:], to)
+	binary.BigEndian.PutUint32(b[4:], verification)
 	b[12] = kind
 	binary.BigEndian.PutUint16(b[14:], 20)
 	binary.BigEndian.PutUint32(b[16:], tag)
@@ -64,7 +65,7 @@ func serveSCTP(c *net.IPConn) <-chan netip.AddrPort {
 			case saw <- netip.AddrPortFrom(a.Unmap(), binary.BigEndian.Uint16(b[2:])):
 			default:
 			}
-			_, _ = c.WriteToIP(sctpChunk(2, binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint16(b), 7), from)
+			_, _ = c.WriteToIP(sctpChunk(2, binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint16(b), binary.BigEndian.Uint32(b[16:]), 7), from)
 		}
 	}()
 	return saw
@@ -72,7 +73,7 @@ func serveSCTP(c *net.IPConn) <-chan netip.AddrPort {
 
 // initiate sends an INIT and waits for the INIT ACK, which has to come from whom it was sent to.
 func initiate(c *net.IPConn, to netip.Addr, from, port uint16) error {
-	if _, err := c.WriteToIP(sctpChunk(1, from, port, 5), &net.IPAddr{IP: to.AsSlice()}); err != nil {
+	if _, err := c.WriteToIP(sctpChunk(1, from, port, 0, 5), &net.IPAddr{IP: to.AsSlice()}); err != nil {
 		return err
 	}
 	_ = c.SetReadDeadline(time.Now().Add(shortly))
