@@ -42,8 +42,8 @@ bench: deps build ## Benchmarks, each beside a baseline; docs/benchmarks.md has 
 kernel: build ## Lab tests on the kernel datapath, in a virtual machine with a stock kernel; RUN=regexp selects, PKG='packets services policies' says which
 	@test/kernel/run.sh '$(PKG)' '$(RUN)'
 
-kernel-smoke: cluster-deps ## The smoke test of a real Kubernetes there; the first time builds Kubernetes
-	@test/kernel/smoke.sh
+kernel-smoke: cluster-deps ## The smoke test of a real Kubernetes there; the first time builds Kubernetes; RUN=regexp selects steps
+	@test/kernel/smoke.sh '$(RUN)'
 
 fuzz: ## Fuzz every parser for FUZZTIME (30s) each
 	@for p in $$($(GO) list ./...); do \

@@ -68,7 +68,10 @@ func (w *daemonWatch) learnVersion(ctx context.Context, d *ovs.Daemon) {
 	}
 	text = strings.TrimSpace(text)
 	err = errVersion(text)
-	if err != nil {
+	switch {
+	case errors.Is(err, errNoVersion):
+		err = nil // twill check says so; what it cannot do it refuses itself
+	case err != nil:
 		err = fmt.Errorf("%w: %s", err, remedyOVS())
 	}
 	w.mu.Lock()

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -18,17 +19,17 @@ func remedyOVS() string {
 	return fmt.Sprintf("install Open vSwitch %d.%d or later", major, minor)
 }
 
+// errNoVersion is that of an ovs-vswitchd of somebody's own making, which may do everything.
+var errNoVersion = errors.New("that is no version")
+
 // errVersion says what is wrong with a version as ovs-vswitchd prints it; nil if it will do.
 func errVersion(text string) error {
-	fields := strings.Fields(text)
-	if len(fields) == 0 {
-		return fmt.Errorf("it does not say which version it is")
-	}
-	major, minor, ok := version(fields[len(fields)-1])
+	last := text[strings.LastIndexByte(text, ' ')+1:]
+	major, minor, ok := version(last)
 	oldMajor, oldMinor := oldestOVS()
 	switch {
 	case !ok:
-		return fmt.Errorf("it says that it is %q, which is no version", text)
+		return fmt.Errorf("it says that it is %q: %w", text, errNoVersion)
 	case cmp.Or(cmp.Compare(major, oldMajor), cmp.Compare(minor, oldMinor)) < 0:
 		return fmt.Errorf("%s is too old", text)
 	}

@@ -177,6 +177,9 @@ func (p *plumbing) pass(ctx context.Context, cause string, look func(context.Con
 	if err != nil && ctx.Err() != nil {
 		return err // the agent ends
 	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("looking at them was not done within %s: Open vSwitch does not answer, or the node has no processor to spare: %w", lookTimeout, err)
+	}
 	p.mu.Lock()
 	worse := err != nil && (p.failure == nil || p.failure.Error() != err.Error())
 	better := err == nil && (p.failure != nil || !p.passed)

@@ -59,7 +59,7 @@ func TestSmoke(t *testing.T) {
 		{"NodePorts", func(t *testing.T) { nodePort(t, c) }},
 		{"an operator's tools answer", func(t *testing.T) { buildPlugin(t, c); tools(t, c) }},
 		{"policies", func(t *testing.T) { policies(t, c, root) }},
-		{"a crowd comes and goes", func(t *testing.T) { crowd(t, c, 20) }},
+		{"a crowd comes and goes", func(t *testing.T) { crowd(t, c, max(4, 20/int(lab.Slow()))) }},
 		{"a roll of the agents loses no packet", func(t *testing.T) { roll(t, c) }},
 		{"the roles allow what is asked for and no more", func(t *testing.T) { roles(t, c, 0) }},
 		{"the roles are documented", func(t *testing.T) { documentedRoles(t, c, root) }},
