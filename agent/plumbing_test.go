@@ -2,9 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,5 +109,20 @@ func TestAPodsPortThatSomebodyDeletedComesBackEvenWithTheWholeBridge(t *testing.
 		if e := hook.LastEntry(); e == nil || e.Level != logrus.WarnLevel || e.Message != "put back port "+before.Name+" of pod _/sandbox-1" || done == told {
 			t.Errorf("after %v: logged %+v, told the loop %d times", somebody, e, done-told)
 		}
+	}
+}
+
+func TestALookThatTakesTooLongSaysWhy(t *testing.T) {
+	log, _ := test.NewNullLogger()
+	p := newPlumbing(&plumbing{log: log, meter: newMetrics(), done: func(string) {}})
+	slow := func(context.Context) ([]string, error) {
+		return nil, fmt.Errorf("port x: %w", context.DeadlineExceeded)
+	}
+	err := p.pass(t.Context(), "tick", slow, false)
+	if want := "not done within 20s: Open vSwitch does not answer, or the node has no processor to spare: port x"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %q", err, want)
+	}
+	if _, _, now := p.now(); !errors.Is(now, context.DeadlineExceeded) {
+		t.Errorf("what the node is not ready for: %v", now)
 	}
 }
