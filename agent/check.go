@@ -40,7 +40,8 @@ type checker struct {
 	cfg      Config
 	set      settings
 	proc     string
-	db       *ovs.DB // nil where OVSDB does not answer
+	db       *ovs.DB     // nil where OVSDB does not answer
+	vswitchd *ovs.Daemon // nil where ovs-vswitchd does not answer
 	findings []Finding
 }
 
@@ -64,10 +65,8 @@ func Check(ctx context.Context, cfg Config, status *Status, proc string) ([]Find
 		return nil, err
 	}
 	c := &checker{cfg: cfg, set: set, proc: proc}
+	defer c.close()
 	installed := c.openvswitch(ctx)
-	if c.db != nil {
-		defer c.db.Close()
-	}
 	c.ports(installed)
 	c.underlay(status)
 	c.podCIDRs(status)
@@ -76,6 +75,15 @@ func Check(ctx context.Context, cfg Config, status *Status, proc string) ([]Find
 	c.sysctls()
 	c.otherCNIs()
 	return c.findings, nil
+}
+
+func (c *checker) close() {
+	if c.db != nil {
+		c.db.Close()
+	}
+	if c.vswitchd != nil {
+		c.vswitchd.Close()
+	}
 }
 
 // openvswitch looks at the kernel module, both daemons and the bridge; it says whether the bridge is ours.
@@ -126,7 +134,7 @@ func (c *checker) daemon(ctx context.Context) {
 		c.fail(name, remedy, "%v", err)
 		return
 	}
-	defer d.Close()
+	c.vswitchd = d
 	text, err := d.Call(ctx, "version")
 	if err != nil {
 		c.fail(name, remedy, "%v", err)
@@ -143,12 +151,10 @@ func (c *checker) daemon(ctx context.Context) {
 // datapath looks at what the datapath of our bridge can do.
 func (c *checker) datapath(ctx context.Context) {
 	const name = "datapath"
-	d, err := ovs.DialDaemon(ctx, c.cfg.OVSRunDir)
-	if err != nil {
+	if c.vswitchd == nil {
 		return // said already
 	}
-	defer d.Close()
-	text, err := d.Call(ctx, "dpif/show-dp-features", c.cfg.Bridge)
+	text, err := c.vswitchd.Call(ctx, "dpif/show-dp-features", c.cfg.Bridge)
 	if err != nil {
 		c.fail(name, "see what ovs-vswitchd logs about the bridge", "%v", err)
 		return

@@ -13,14 +13,7 @@ import (
 // TestALinkBelowTheBridgeThatAnswersARPIsNamed: with the node's address on br-phy and eth0 a port of br-phy, the kernel
 // must not answer on eth0.
 func TestALinkBelowTheBridgeThatAnswersARPIsNamed(t *testing.T) {
-	o := ovsd.ForTest(t, ovsd.Config{Dummy: true})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	db, err := ovs.Dial(ctx, ovs.Config{Endpoint: o.Endpoint()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
+	ctx, o, db := dummyOVS(t)
 	for _, command := range [][]string{
 		{"add-br", "br-phy", "--", "set", "Bridge", "br-phy", "datapath_type=netdev"},
 		{"--no-wait", "add-port", "br-phy", "eth0"},
@@ -72,4 +65,18 @@ func TestALinkBelowTheBridgeThatAnswersARPIsNamed(t *testing.T) {
 			t.Errorf("%s: found %+v, want %+v", c.what, check.findings, want)
 		}
 	}
+}
+
+// dummyOVS is an Open vSwitch that needs no links, a connection to its database, and a context for half a minute.
+func dummyOVS(t *testing.T) (context.Context, *ovsd.OVS, *ovs.DB) {
+	t.Helper()
+	o := ovsd.ForTest(t, ovsd.Config{Dummy: true})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	db, err := ovs.Dial(ctx, ovs.Config{Endpoint: o.Endpoint()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(db.Close)
+	return ctx, o, db
 }

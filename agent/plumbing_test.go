@@ -19,7 +19,6 @@ import (
 	"github.com/twill-net/twill/cni"
 	"github.com/twill-net/twill/flows"
 	"github.com/twill-net/twill/ovs"
-	"github.com/twill-net/twill/test/ovsd"
 )
 
 // madeLinks remembers which links were made; a dummy Open vSwitch needs none.
@@ -40,14 +39,7 @@ type noFlows struct{}
 func (noFlows) Apply(context.Context, ...flows.Owner) error { return nil }
 
 func TestAPodsPortThatSomebodyDeletedComesBackEvenWithTheWholeBridge(t *testing.T) {
-	o := ovsd.ForTest(t, ovsd.Config{Dummy: true})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	db, err := ovs.Dial(ctx, ovs.Config{Endpoint: o.Endpoint()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
+	ctx, o, db := dummyOVS(t)
 
 	log, hook := test.NewNullLogger()
 	links := &madeLinks{}

@@ -80,16 +80,17 @@ type clockReporter struct {
 }
 
 func (c *clockReporter) look(skew time.Duration) {
-	if wrong := source.Skewed(skew); wrong != c.wrong {
-		c.wrong = wrong
-		if !wrong {
-			c.log.Info("the clock of this node agrees with the API server's again")
-			return
-		}
-		message := source.DescribeSkew(skew) + ": " + source.ClockRemedy
-		c.log.Warn(message)
-		c.event(source.Ref{Key: source.Key{Kind: "Node", Name: c.node}}, source.EventWarning, eventClock, message)
+	problem := source.SkewProblem(skew)
+	if (problem != "") == c.wrong {
+		return
 	}
+	c.wrong = !c.wrong
+	if !c.wrong {
+		c.log.Info("the clock of this node agrees with the API server's again")
+		return
+	}
+	c.log.Warn(problem)
+	c.event(source.Ref{Key: source.Key{Kind: "Node", Name: c.node}}, source.EventWarning, eventClock, problem)
 }
 
 // reporter turns readiness into Events: one when the agent becomes ready, one when it has not been for a while, and

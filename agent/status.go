@@ -97,8 +97,8 @@ func (a *Agent) status(ctx context.Context) Status {
 	if skew, known := a.source.Skew(); known {
 		seconds := skew.Seconds()
 		s.ClockSkew = &seconds
-		if source.Skewed(skew) {
-			s.Problems = append(s.Problems, source.DescribeSkew(skew)+": "+source.ClockRemedy)
+		if problem := source.SkewProblem(skew); problem != "" {
+			s.Problems = append(s.Problems, problem)
 		}
 	}
 	s.Problems = append(s.Problems, a.loop.problems()...)

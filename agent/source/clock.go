@@ -21,9 +21,8 @@ type clock struct {
 	wall func() time.Time
 	boot func() time.Duration
 
-	mu    sync.Mutex
-	heard bool
-	// At boot time at, the server's clock was in [server, server+within].
+	mu sync.Mutex
+	// At boot time at, the server's clock was in [server, server+within]; server is zero before the first answer.
 	at     time.Duration
 	server time.Time
 	within time.Duration
@@ -68,7 +67,7 @@ func (c *clock) hear(began time.Duration, date string) {
 	now := c.boot()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.heard, c.at, c.server, c.within = true, now, server, time.Second+now-began
+	c.at, c.server, c.within = now, server, time.Second+now-began
 }
 
 // skew is how far this machine's clock is ahead of the server's, at least; negative when it is behind, 0 when they may agree.
@@ -76,7 +75,7 @@ func (c *clock) hear(began time.Duration, date string) {
 func (c *clock) skew() (skew time.Duration, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.heard {
+	if c.server.IsZero() {
 		return 0, false
 	}
 	earliest := c.server.Add(c.boot() - c.at)
@@ -92,8 +91,9 @@ func (c *clock) skew() (skew time.Duration, known bool) {
 
 // explain adds to why the server cannot be used what the clock has to do with it.
 func (c *clock) explain(err error) error {
-	if skew, _ := c.skew(); Skewed(skew) {
-		return fmt.Errorf("%w; %s: %s", err, DescribeSkew(skew), ClockRemedy)
+	skew, _ := c.skew()
+	if problem := SkewProblem(skew); problem != "" {
+		return fmt.Errorf("%w; %s", err, problem)
 	}
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
@@ -104,6 +104,14 @@ func (c *clock) explain(err error) error {
 
 // Skewed is true when a clock is further off than ClockTolerance.
 func Skewed(skew time.Duration) bool { return skew.Abs() > ClockTolerance }
+
+// SkewProblem describes a skew and says the remedy; empty for one that is none.
+func SkewProblem(skew time.Duration) string {
+	if !Skewed(skew) {
+		return ""
+	}
+	return DescribeSkew(skew) + ": " + ClockRemedy
+}
 
 // ClockRemedy is what to do about a clock.
 const ClockRemedy = "set it (`timedatectl` shows it, chrony or systemd-timesyncd keeps it right)"

@@ -210,6 +210,9 @@ func (c *Cluster) ClusterCIDRs() []netip.Prefix {
 	return out
 }
 
+// patiently is a time-out for a program: lab.Slow times as long on a slow machine.
+func patiently(d time.Duration) string { return (d * lab.Slow()).String() }
+
 // each calls f for all items at once and joins the errors.
 func each[T any](items []T, f func(T) error) error {
 	errs := make([]error, len(items))

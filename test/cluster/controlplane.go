@@ -10,8 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/twill-net/twill/test/lab"
 )
 
 // startControlPlane starts etcd, API server, controller manager and scheduler, and waits for the API server.
@@ -37,7 +35,7 @@ func (c *Cluster) StartControllers() error {
 		"--cluster-signing-cert-file="+c.pki("ca.crt"), "--cluster-signing-key-file="+c.pki("ca.key"), "--root-ca-file="+c.pki("ca.crt"),
 		"--service-account-private-key-file="+c.pki("sa.key"), "--use-service-account-credentials",
 		// A node that is gone is noticed within seconds, not minutes.
-		"--node-monitor-period=2s", "--node-monitor-grace-period="+(20*time.Second*lab.Slow()).String()); err != nil {
+		"--node-monitor-period=2s", "--node-monitor-grace-period="+patiently(20*time.Second)); err != nil {
 		return err
 	}
 	_, err := c.spawnControl("kube-scheduler", "--kubeconfig="+c.Kubeconfig("scheduler"),

@@ -8,12 +8,9 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/twill-net/twill/test/lab"
 )
 
 // policies: a NetworkPolicy cuts the web servers off, but not from the node that has to probe them; a second one lets the
@@ -29,14 +26,13 @@ func policies(t *testing.T, c *Cluster, root string) {
 	}
 	slices.Sort(all)
 	clients := podsOf(t, c, "app=client")
-	brief := strconv.Itoa(2 * int(lab.Slow())) // seconds
 	// reached waits until every client reaches just these.
 	reached := func(want []string) {
 		t.Helper()
 		must(t, Eventually(ctx, time.Minute, func(ctx context.Context) error {
 			for _, from := range clients {
 				out, err := c.Exec(ctx, from.Name, "sh", "-c",
-					"for u in "+strings.Join(all, " ")+"; do (timeout "+brief+" wget -qO- $u >/dev/null 2>&1 && echo $u) & done; wait")
+					"for u in "+strings.Join(all, " ")+"; do (timeout "+seconds(2)+" wget -qO- $u >/dev/null 2>&1 && echo $u) & done; wait")
 				if err != nil {
 					return err
 				}

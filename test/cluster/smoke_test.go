@@ -18,10 +18,10 @@ import (
 
 // slowly is how many seconds an answer may take that has to come: nodes, pods and userspace Open vSwitch may share two
 // cores with others.
-func slowly() string { return strconv.Itoa(20 * int(lab.Slow())) }
+func slowly() string { return seconds(20) }
 
-// patiently is a time-out for kubectl and helm.
-func patiently(d time.Duration) string { return (d * lab.Slow()).String() }
+// seconds are what timeout(1) and ping(8) take: lab.Slow times as many on a slow machine.
+func seconds(n int) string { return strconv.Itoa(n * int(lab.Slow())) }
 
 func TestSmoke(t *testing.T) {
 	c := up(t, Options{Name: "smoke", Nodes: 2, DualStack: true})

@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/twill-net/twill/test/lab"
 )
 
 // TwillNamespace is where the tests install the chart.
@@ -41,7 +39,7 @@ func (c *Cluster) Apply(ctx context.Context, checkout, file string) error {
 // RolledOut waits until a DaemonSet or Deployment, such as "daemonset/web", has all its pods available; lab.Slow times as
 // long on a slow machine.
 func (c *Cluster) RolledOut(ctx context.Context, namespace, what string, within time.Duration) error {
-	_, err := c.Kubectl(ctx, "-n", namespace, "rollout", "status", what, "--timeout", (within * lab.Slow()).String())
+	_, err := c.Kubectl(ctx, "-n", namespace, "rollout", "status", what, "--timeout", patiently(within))
 	return err
 }
 
